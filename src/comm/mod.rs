@@ -1,0 +1,83 @@
+//! How gradients move between ranks: communicators, one conformance suite for all.
+//! Knows ranks, world size and buffers; hides rings, barriers and shared memory.
+//! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
+
+use crate::units::Seconds;
+use thiserror::Error;
+
+/// Sums buffers over the ranks of one training.
+///
+/// Every rank calls the same methods in the same order with buffers of the same lengths.
+pub trait Communicator: Send {
+    /// What it can reduce.
+    type Buf;
+
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Replaces each buffer by its sum over all ranks, the same bits on every rank. May return before the sum is
+    /// there; [`Communicator::wait`] says when.
+    ///
+    /// # Errors
+    /// A peer died, stayed away beyond the limit, or brought another length.
+    fn all_reduce_sum(&mut self, buffers: &mut [&mut Self::Buf]) -> Result<(), CommError>;
+
+    /// Returns once every sum asked for so far is there.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`].
+    fn wait(&mut self) -> Result<(), CommError>;
+
+    /// Returns once every rank has called it.
+    ///
+    /// # Errors
+    /// A peer died or stayed away beyond the limit.
+    fn barrier(&mut self) -> Result<(), CommError>;
+}
+
+/// Why ranks could not exchange data. The first failing rank is named where it is known.
+#[derive(Debug, Error)]
+pub enum CommError {
+    /// A peer's process is gone.
+    #[error("rank {peer} died while rank {rank} waited for it")]
+    PeerDied {
+        /// Who noticed.
+        rank: usize,
+        /// Who is gone.
+        peer: usize,
+    },
+    /// A peer did not come.
+    #[error("rank {peer} did not arrive within {limit} while rank {rank} waited for it")]
+    PeerLate {
+        /// Who noticed.
+        rank: usize,
+        /// Who stayed away.
+        peer: usize,
+        /// How long was waited.
+        limit: Seconds,
+    },
+    /// Ranks called with different lengths.
+    #[error("rank {rank} reduces {elements} elements where rank {peer} reduces {theirs}")]
+    Mismatch {
+        /// Who noticed.
+        rank: usize,
+        /// Its elements.
+        elements: usize,
+        /// The other rank.
+        peer: usize,
+        /// Its elements.
+        theirs: usize,
+    },
+    /// The shared memory could not be made or mapped.
+    #[error("could not {attempt} the shared memory of the ranks")]
+    Memory {
+        /// What was tried: "create", "size", "map".
+        attempt: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}

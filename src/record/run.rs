@@ -1,0 +1,247 @@
+//! The lines of a rank file, `runs/<trial>/rank-<n>.jsonl`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::Shape;
+use crate::units::{Bytes, Seconds, Tokens};
+
+/// One line: first the head, then steps and bucket events in order, last the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "line", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Line {
+    /// First line: what ran.
+    Run(Box<RunHead>),
+    /// One optimizer step.
+    Step(Step),
+    /// One bucket of a sampled step.
+    Bucket(Bucket),
+    /// Last line: how it ended.
+    End(RunEnd),
+}
+
+/// What ran: written before the first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunHead {
+    /// Schema of the file.
+    pub schema: u32,
+    /// Version of rigscale that wrote it.
+    pub rigscale: String,
+    /// The trial of the plan that this rank belongs to; also the name of its folder.
+    pub trial: String,
+    /// Where the numbers come from.
+    pub origin: Origin,
+    /// CPU or CUDA.
+    pub device: Device,
+    /// Which arm of the method.
+    pub arm: Arm,
+    /// Which launch, from 1.
+    pub launch: u32,
+    /// Ranks in this trial.
+    pub world: usize,
+    /// This rank, from 0.
+    pub rank: usize,
+    /// The hardware that this rank owns.
+    pub share: Share,
+    /// How gradients are exchanged: `shm`, `nccl`, `solo`.
+    pub communicator: String,
+    /// UTC time at which the rank began.
+    #[schemars(with = "String")]
+    pub started: jiff::Timestamp,
+    /// Zero of every `_s` moment in this trial, on the host's monotonic clock; equal on all its ranks.
+    pub epoch_s: Seconds,
+    /// Everything that shapes the training.
+    pub config: TrainConfig,
+    /// Versions of what took part: `kernel`, `rustc`, `driver`, `cuda`, `nccl`, …
+    pub software: BTreeMap<String, String>,
+}
+
+/// Where numbers come from. Only `measured` is graded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// One rank per GPU or per set of cores.
+    Measured,
+    /// Predicted, no hardware took part.
+    Simulated,
+    /// Several ranks on one GPU: a laboratory.
+    SharedGpu,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// Cores of the host, f32.
+    Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+/// The arms of the method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// One share alone on the machine.
+    Solo,
+    /// All shares at once, no exchange.
+    Together,
+    /// All shares at once, gradients reduced.
+    Ddp,
+}
+
+/// The hardware of one rank: the same in every arm and at every world size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Number of the share, from 0; rank `r` of a trial owns the `r`-th of its trial's shares.
+    pub index: usize,
+    /// CPUs (numbers of the kernel) that the rank is pinned to.
+    pub cpus: Vec<usize>,
+    /// NUMA node of those CPUs, where the machine names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// PCI address of its GPU; none on the CPU device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
+}
+
+/// Everything that shapes a training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name of the preset.
+    pub model: String,
+    /// Its sizes.
+    pub shape: Shape,
+    /// Sequences per rank and micro-step.
+    pub batch: usize,
+    /// Tokens per sequence.
+    pub context: usize,
+    /// Micro-steps per optimizer step.
+    pub accumulate: usize,
+    /// Optimizer steps of each rank, warm-up included.
+    pub steps: usize,
+    /// Arithmetic of weights, activations and gradients.
+    pub precision: Precision,
+    /// Where tokens come from.
+    pub data: DataSource,
+    /// Seed of weights and data.
+    pub seed: u64,
+    /// AdamW's learning rate.
+    pub learning_rate: f64,
+    /// AdamW's weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Size at which a gradient bucket is closed.
+    pub bucket_bytes: Bytes,
+    /// The same for the first bucket to be filled.
+    pub first_bucket_bytes: Bytes,
+    /// Bucket events are recorded every so many steps; 0: never.
+    pub bucket_events_every: usize,
+}
+
+/// The precision policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Weights, activations, gradients and moments in f32.
+    F32,
+    /// bf16 weights, activations and gradients; f32 master weights and moments.
+    Bf16,
+}
+
+/// Where tokens come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum DataSource {
+    /// The seeded synthetic language.
+    Synthetic,
+    /// A file of token ids, little-endian, memory-mapped.
+    File {
+        /// As given on the command line.
+        path: String,
+        /// Bytes per id: 2 or 4.
+        token_bytes: u8,
+    },
+}
+
+/// One optimizer step of one rank. Moments are seconds since the trial's epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// From 0, without gaps.
+    pub index: usize,
+    /// Tokens that this rank trained on in this step.
+    pub tokens: Tokens,
+    /// When it began.
+    pub start_s: Seconds,
+    /// How long it took, as wall time: begin to begin of the next.
+    pub step_s: Seconds,
+    /// Time in forward passes.
+    pub forward_s: Seconds,
+    /// Time in backward passes.
+    pub backward_s: Seconds,
+    /// Time that the rank waited for gradients after its own backward pass: communication that overlap did not hide.
+    pub exposed_s: Seconds,
+    /// Time in the optimizer, gradient norm included.
+    pub optimizer_s: Seconds,
+    /// Mean loss of this rank's tokens, in nats per token.
+    pub loss: f64,
+    /// Norm of the mean gradient over all ranks, before clipping.
+    pub grad_norm: f64,
+}
+
+/// One gradient bucket in one sampled step. Moments are seconds since the trial's epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// The step.
+    pub step: usize,
+    /// The bucket, in the order in which they are filled.
+    pub index: usize,
+    /// Size.
+    pub bytes: Bytes,
+    /// When its last gradient was written.
+    pub ready_s: Seconds,
+    /// When its reduction began.
+    pub start_s: Seconds,
+    /// When its reduction ended.
+    pub end_s: Seconds,
+}
+
+/// How a rank ended. A file without this line did not finish.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunEnd {
+    /// Why it ended.
+    pub reason: EndReason,
+    /// Steps written.
+    pub steps: usize,
+    /// SHA-256 over all parameters after the last step, in hexadecimal: equal on every rank of a ddp trial.
+    pub parameters_sha256: String,
+    /// Largest resident memory of the process.
+    pub peak_memory_bytes: Bytes,
+    /// Share of the host's CPU time that a hypervisor took while the rank ran, 0 to 1; none where the kernel does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stolen: Option<f64>,
+}
+
+/// Why a rank ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// All steps were done.
+    Completed,
+    /// The user interrupted.
+    Interrupted,
+    /// Another rank failed, and the launcher ended this one.
+    Stopped,
+    /// This rank failed; its error went to the launcher.
+    Failed,
+}
