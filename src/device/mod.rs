@@ -2,3 +2,7 @@
 //! Knows raw handles and ordinals; hides them behind typed, checked calls.
 //! Never decides what to measure, and never panics on what a driver answers.
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
+
+mod floats;
+
+pub use floats::Floats;

@@ -5,11 +5,13 @@
 
 mod analysis;
 mod finding;
+mod folder;
 mod plan;
 mod run;
 
 pub use analysis::*;
 pub use finding::*;
+pub use folder::*;
 pub use plan::*;
 pub use run::*;
 
