@@ -3,6 +3,17 @@
 //! Never decides what to measure, and never panics on what a driver answers.
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
 
+mod affinity;
+mod error;
 mod floats;
+mod layout;
+mod process;
+mod rank_group;
+mod shared_memory;
 
+pub use affinity::{allowed_cpus, pin_to};
+pub use error::DeviceError;
 pub use floats::Floats;
+pub use process::{CpuTimes, ask_group_to_end, end_with_parent, kill_group, peak_resident};
+pub(crate) use rank_group::{Fault, RankGroup};
+pub use shared_memory::SharedMemory;
