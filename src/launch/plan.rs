@@ -170,7 +170,7 @@ fn steps(wanted: &Wanted, trials: usize, step_estimate: Seconds) -> (usize, usiz
     (steps, (steps / 8).clamp(1, 50).min(steps.saturating_sub(1)))
 }
 
-fn limits(step_estimate: Seconds, steps: usize) -> Limits {
+pub(super) fn limits(step_estimate: Seconds, steps: usize) -> Limits {
     let step_s = Seconds((step_estimate.0 * STEP_LIMIT_FACTOR).max(STEP_LIMIT_MIN.0));
     let trial_s = Seconds(MEET_LIMIT.0 + step_s.0 + step_estimate.0 * 6.0 * steps as f64);
     Limits { meet_s: MEET_LIMIT, step_s, trial_s, stop_s: STOP_LIMIT }

@@ -55,6 +55,12 @@ impl RankWriter {
         Ok(())
     }
 
+    /// Steps written so far.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.next_step
+    }
+
     /// Writes the last line.
     ///
     /// # Errors
