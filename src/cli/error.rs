@@ -69,7 +69,7 @@ impl CliError {
         match self {
             Self::Probe(error) => error.exit(),
             Self::Record(error) if error.is_input() => Exit::Usage,
-            Self::Launch(LaunchError::Input { .. }) => Exit::Usage,
+            Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
             Self::Model(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::NoCuda { .. } => Exit::Inconclusive,
             Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,

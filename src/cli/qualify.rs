@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::launch::{Fit, Launched, Launcher, Wanted, extended, plan};
+use crate::launch::{Launched, Launcher, Wanted, extended, plan};
 use crate::record::{Arm, Device, Field, Grade, Outcome, Plan, RunFolder, write_yaml};
 use crate::units::Seconds;
 
@@ -70,12 +70,18 @@ pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let stop = interruptible()?;
     let launcher = session.launcher(stop)?;
     let wanted = wanted(args, session.device)?;
-    let Some(mut plan) = calibrated_plan(&launcher, &wanted, &session.fit, out)? else {
-        return Ok(Exit::Interrupted);
-    };
+    let now = jiff::Timestamp::now();
+    let draft = plan(&wanted, &session.fit, Seconds(1.0), now);
+    out.remark("timing a step, so that the plan fits its budget");
+    let calibration = launcher.calibrate(&draft)?;
+    // where the first steps fail, the draft stands in the folder for what would have been launched
+    let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step, now));
     write_yaml(&session.folder.plan(), &plan)?;
     announce(&plan, out);
-    let mut end = launch(&launcher, &plan, out)?;
+    let mut end = match calibration {
+        Ok(_) => launch(&launcher, &plan, out)?,
+        Err(end) => end,
+    };
     let mut analysis = analyze_folder(&session.folder)?;
     if end == Launched::Completed && plan.extension > 0 && analysis.verdict.outcome == Outcome::Inconclusive {
         out.remark(format!("inconclusive so far: {} more launches, as announced", plan.extension));
@@ -100,29 +106,6 @@ fn launch(launcher: &Launcher, plan: &Plan, out: &Output) -> Result<Launched, Cl
     let end = launcher.launch(plan, &mut |progress| meter.show(progress));
     meter.finish();
     Ok(end?)
-}
-
-/// The plan, once a step has been timed; none if the user interrupted.
-fn calibrated_plan(
-    launcher: &Launcher,
-    wanted: &Wanted,
-    fit: &Fit,
-    out: &Output,
-) -> Result<Option<Plan>, CliError> {
-    let now = jiff::Timestamp::now();
-    let draft = plan(wanted, fit, Seconds(1.0), now);
-    out.remark("timing a step, so that the plan fits its budget");
-    match launcher.calibrate(&draft)? {
-        Ok(step) => Ok(Some(plan(wanted, fit, step, now))),
-        Err(Launched::Failed(finding)) => {
-            // the run folder says what happened: a plan without trials, and the finding
-            let empty = Plan { trials: Vec::new(), ..draft };
-            write_yaml(&launcher.folder.plan(), &empty)?;
-            out.remark(format!("the first steps failed: {}\n  {}", finding.seen, finding.remedy));
-            Ok(Some(empty))
-        }
-        Err(_) => Ok(None),
-    }
 }
 
 fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::comm::CommError;
 use crate::record::RecordError;
+use crate::train::TrainError;
 
 /// Why the launcher itself could not go on.
 #[derive(Debug, Error)]
@@ -35,6 +36,9 @@ pub enum LaunchError {
         #[source]
         source: CommError,
     },
+    /// The training that the plan asks for cannot be.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// A file of the run folder could not be written or read.
     #[error("could not keep the records of the run")]
     Record(#[from] RecordError),

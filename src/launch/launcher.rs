@@ -217,7 +217,7 @@ fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, Lau
     if trial.arm != Arm::Ddp || world == 1 {
         return Ok(None);
     }
-    let lengths = gradient_bucket_lengths(&plan.config);
+    let lengths = gradient_bucket_lengths(&plan.config)?;
     Shm::create(world, &lengths).map(Some).map_err(|source| LaunchError::Exchange { world, source })
 }
 

@@ -1,5 +1,6 @@
 //! One rank of a trial: reads its assignment, trains, records every step, and says how far it is.
 
+use std::error::Error;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use crate::comm::{CommError, Shm, Solo};
 use crate::device::{self, Clock, CpuTimes, Floats};
 use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
-use crate::train::{DataShare, Reducer, StepRecord, TrainError, Trainer, gradient_bucket_lengths};
+use crate::train::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, gradient_bucket_lengths};
 use crate::units::{Bytes, Seconds};
 
 use super::message::{Assignment, Cause, Exchange, Message, Order};
@@ -28,6 +29,55 @@ struct GaveUp {
     cause: Cause,
     text: String,
     blames: Option<usize>,
+}
+
+impl GaveUp {
+    fn new(cause: Cause, error: &(dyn Error + 'static)) -> Self {
+        Self { cause, text: chain(error), blames: None }
+    }
+
+    fn other(error: impl Error + 'static) -> Self {
+        Self::new(Cause::Other, &error)
+    }
+
+    fn of_comm(error: &CommError, whole: &(dyn Error + 'static)) -> Self {
+        let (cause, blames) = match error {
+            CommError::PeerDied { peer, .. } | CommError::PeerLeft { peer, .. } => (Cause::PeerDied, Some(*peer)),
+            CommError::PeerLate { peer, .. } => (Cause::PeerLate, Some(*peer)),
+            _ => (Cause::Other, None),
+        };
+        Self { cause, text: chain(whole), blames }
+    }
+}
+
+impl From<TrainError> for GaveUp {
+    fn from(error: TrainError) -> Self {
+        match &error {
+            TrainError::Setting { .. } | TrainError::Memory { .. } | TrainError::Data(_) => {
+                Self::new(Cause::Input, &error)
+            }
+            TrainError::Exchange { source: ExchangeError::Comm(comm), .. } => Self::of_comm(comm, &error),
+            TrainError::Diverged { .. } => Self::new(Cause::Diverged, &error),
+            _ => Self::new(Cause::Other, &error),
+        }
+    }
+}
+
+impl From<RecordError> for GaveUp {
+    fn from(error: RecordError) -> Self {
+        Self::new(Cause::Record, &error)
+    }
+}
+
+impl From<CommError> for GaveUp {
+    fn from(error: CommError) -> Self {
+        Self::of_comm(&error, &error)
+    }
+}
+
+/// An error and its causes, outermost first: a message holds no links.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// What the launcher ordered last, for the training loop to look at between steps.
@@ -71,13 +121,13 @@ pub fn rank_main() -> ExitCode {
 }
 
 fn live(assignment: Assignment) -> Result<(), GaveUp> {
-    device::end_with_parent(assignment.launcher).map_err(|error| other(&error))?;
-    device::pin_to(&assignment.head.share.cpus).map_err(|error| other(&error))?;
+    device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
+    device::pin_to(&assignment.head.share.cpus).map_err(GaveUp::other)?;
     let (go, released) = mpsc::sync_channel(1);
     let ordered = Ordered::default();
     obey(go, ordered.clone(), assignment.limits.stop_s)?;
-    let mut trainer = trainer(&assignment).map_err(GaveUp::from)?;
-    let writer = RankWriter::create(&assignment.file, &assignment.head).map_err(GaveUp::from)?;
+    let mut trainer = trainer(&assignment)?;
+    let writer = RankWriter::create(&assignment.file, &assignment.head)?;
     say(&Message::Ready);
     if released.recv().is_err() {
         return Ok(());
@@ -86,18 +136,18 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
     let keeper = thread::Builder::new()
         .name("recorder".into())
         .spawn(move || keep(writer, &records))
-        .map_err(|error| other(&error))?;
+        .map_err(GaveUp::other)?;
     let times = CpuTimes::now();
     let trained = steps(&assignment, &mut trainer, &record, &ordered);
     drop(record);
-    let writer = keeper.join().map_err(|_| GaveUp::new(Cause::Other, "the recorder panicked"))??;
+    let writer = keeper.join().map_err(|_| GaveUp::other(io::Error::other("the recorder panicked")))??;
     let reason = match (&trained, ordered.to_end()) {
         (Ok(reason), _) => *reason,
         (Err(_), Some(ordered)) => ordered,
         (Err(_), None) => EndReason::Failed,
     };
     let end = end(&trainer, reason, writer.steps(), times);
-    writer.end(&end).map_err(GaveUp::from)?;
+    writer.end(&end)?;
     match trained {
         Err(error) if reason == EndReason::Failed => return Err(error),
         Ok(EndReason::Completed) => say(&Message::Done),
@@ -117,11 +167,7 @@ fn steps(
         if let Some(reason) = ordered.to_end() {
             return Ok(reason);
         }
-        let step = trainer.step(&clock).map_err(GaveUp::from)?;
-        if !step.step.loss.is_finite() || !step.step.grad_norm.is_finite() {
-            let text = format!("the loss or gradient of step {} is not finite", step.step.index);
-            return Err(GaveUp::new(Cause::Diverged, &text));
-        }
+        let step = trainer.step(&clock)?;
         if record.send(step).is_err() {
             // the recorder is gone; its own error says why
             break;
@@ -133,7 +179,7 @@ fn steps(
 /// Writes each step and then says so. Ends when the training does, or when the disk refuses.
 fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWriter, GaveUp> {
     for record in records {
-        writer.step(&record.step, &record.buckets).map_err(GaveUp::from)?;
+        writer.step(&record.step, &record.buckets)?;
         say(&Message::Step { index: record.step.index, step_s: record.step.step_s });
     }
     Ok(writer)
@@ -150,9 +196,9 @@ fn end(trainer: &Trainer, reason: EndReason, steps: usize, times: Option<CpuTime
 }
 
 /// Builds the trainer with the exchange that the trial asks for.
-fn trainer(assignment: &Assignment) -> Result<Trainer, RankError> {
+fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
     let head = &assignment.head;
-    let lengths = gradient_bucket_lengths(&head.config);
+    let lengths = gradient_bucket_lengths(&head.config)?;
     let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
     let (reducer, buckets) = match assignment.exchange {
         Exchange::None => (Reducer::none(), own()),
@@ -184,7 +230,7 @@ fn obey(go: SyncSender<()>, ordered: Ordered, limit: Seconds) -> Result<(), Gave
         thread::sleep(Duration::from_secs_f64(limit.0));
         std::process::exit(i32::from(GAVE_UP));
     };
-    thread::Builder::new().name("orders".into()).spawn(listen).map(|_| ()).map_err(|error| other(&error))
+    thread::Builder::new().name("orders".into()).spawn(listen).map(|_| ()).map_err(GaveUp::other)
 }
 
 /// Says one line. A launcher that is gone cannot hear it, which `obey` notices.
