@@ -1,6 +1,6 @@
 //! Change points, and the steady state of a series of step times.
 
-use super::{Sorted, mean, median};
+use super::{mean, median};
 
 /// A level that differs by less than this share from the steady one is the same for practical purposes: what is left
 /// of it after the cut moves an efficiency by a fraction of it, in both arms alike.
@@ -48,7 +48,7 @@ pub fn steady_state(series: &[f64]) -> Steady {
     let Some(first) = found else { return Steady { start: 0, settled: false } };
     // a median hides single slow values: those at the very beginning still belong to the warm-up
     let is_slow = |value: &f64| (value - steady_level).abs() > 5.0 * tolerance;
-    let slow = series[first * block..].iter().take(block).rposition(|value| is_slow(value));
+    let slow = series[first * block..].iter().take(block).rposition(is_slow);
     Steady { start: first * block + slow.map_or(0, |last| last + 1), settled: true }
 }
 
