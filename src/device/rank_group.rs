@@ -96,8 +96,7 @@ impl RankGroup {
     /// Returns once every rank has called it.
     pub(crate) fn meet(&mut self) -> Result<(), Fault> {
         self.check()?;
-        self.offer(&[]);
-        self.arrive_and_wait(1).and_then(|()| self.compare_offers(&[])).map_err(|fault| self.fail(fault))?;
+        self.exchange_offers(&[]).map_err(|fault| self.fail(fault))?;
         self.operation = self.operation.wrapping_add(1);
         Ok(())
     }
@@ -109,10 +108,8 @@ impl RankGroup {
         assert!(self.lent.is_empty(), "ranges are handed over twice");
         self.check()?;
         let mine = self.own_buckets(buffers).map_err(|fault| self.fail(fault))?;
-        self.offer(&mine);
         self.lent.extend(buffers.iter_mut().map(|buffer| std::mem::replace(*buffer, Floats::zeros(0))));
-        let met = self.arrive_and_wait(1).and_then(|()| self.compare_offers(&mine));
-        met.map_err(|fault| self.replace_lent(buffers, fault))
+        self.exchange_offers(&mine).map_err(|fault| self.replace_lent(buffers, fault))
     }
 
     /// Replaces this rank's chunk of every lent range, on all ranks, by the sum over the ranks in their order: each
@@ -133,7 +130,7 @@ impl RankGroup {
     /// Returns once every rank is done, with the ranges back in `buffers`: those that were handed over, in order.
     pub(crate) fn take_back(&mut self, buffers: &mut [&mut Floats]) -> Result<(), Fault> {
         assert_eq!(self.lent.len(), buffers.len(), "as many ranges come back as were handed over");
-        if let Err(fault) = self.arrive_and_wait(2) {
+        if let Err(fault) = self.arrive_and_wait(2).and_then(|()| self.nobody_failed()) {
             return Err(self.replace_lent(buffers, fault));
         }
         for (buffer, lent) in buffers.iter_mut().zip(self.lent.drain(..)) {
@@ -180,6 +177,14 @@ impl RankGroup {
         buffers.iter().enumerate().map(bucket).collect()
     }
 
+    /// The first meeting: says which buckets this rank brings, and learns what the others bring.
+    fn exchange_offers(&mut self, mine: &[usize]) -> Result<(), Fault> {
+        self.offer(mine);
+        self.arrive_and_wait(1)?;
+        self.compare_offers(mine)?;
+        self.nobody_failed()
+    }
+
     /// Writes down which buckets this rank brings; [`Self::arrive_and_wait`] makes it seen.
     fn offer(&self, mine: &[usize]) {
         let first = self.segment.layout().offer_word(self.rank, self.operation);
@@ -220,8 +225,11 @@ impl RankGroup {
         if self.segment.word(layout.sleepers_word(self.rank)).load(Ordering::SeqCst) != 0 {
             self.wake_sleepers_on(self.rank);
         }
-        (0..layout.world).filter(|&peer| peer != self.rank).try_for_each(|peer| self.wait_for(peer, target))?;
-        // All have come, but one may have given up on this rank before: what it did not get, nobody gets.
+        (0..layout.world).filter(|&peer| peer != self.rank).try_for_each(|peer| self.wait_for(peer, target))
+    }
+
+    /// All have come, but one may have given up on this rank before: what it did not get, nobody gets.
+    fn nobody_failed(&self) -> Result<(), Fault> {
         self.group_fault().map_or(Ok(()), Err)
     }
 
