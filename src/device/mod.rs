@@ -3,6 +3,16 @@
 //! Never decides what to measure, and never panics on what a driver answers.
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
 
+mod clock;
 mod floats;
+mod host;
+mod mapped;
+mod product;
+mod simd;
 
+pub use clock::Clock;
 pub use floats::Floats;
+pub use host::host_memory;
+pub use mapped::Mapped;
+pub use product::{Matrix, MatrixMut, multiply};
+pub use simd::vectorised;
