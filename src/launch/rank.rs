@@ -77,7 +77,13 @@ impl From<CommError> for GaveUp {
 
 /// An error and its causes, outermost first: a message holds no links.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
 }
 
 /// What the launcher ordered last, for the training loop to look at between steps.
@@ -146,7 +152,7 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
         (Err(_), Some(ordered)) => ordered,
         (Err(_), None) => EndReason::Failed,
     };
-    let end = end(&trainer, reason, writer.steps(), times);
+    let end = end(&mut trainer, reason, writer.steps(), times)?;
     writer.end(&end)?;
     match trained {
         Err(error) if reason == EndReason::Failed => return Err(error),
@@ -185,14 +191,20 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
     Ok(writer)
 }
 
-fn end(trainer: &Trainer, reason: EndReason, steps: usize, times: Option<CpuTimes>) -> RunEnd {
-    RunEnd {
+fn end(
+    trainer: &mut Trainer,
+    reason: EndReason,
+    steps: usize,
+    times: Option<CpuTimes>,
+) -> Result<RunEnd, GaveUp> {
+    let stolen = times.and_then(|earlier| CpuTimes::now()?.stolen_since(earlier));
+    Ok(RunEnd {
         reason,
         steps,
-        parameters_sha256: trainer.parameters_sha256(),
+        parameters_sha256: trainer.parameters_sha256()?,
         peak_memory_bytes: device::peak_resident().unwrap_or(Bytes(0)),
-        stolen: times.and_then(|earlier| CpuTimes::now()?.stolen_since(earlier)),
-    }
+        stolen,
+    })
 }
 
 /// Builds the trainer with the exchange that the trial asks for.
@@ -202,7 +214,7 @@ fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
     let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
     let (reducer, buckets) = match assignment.exchange {
         Exchange::None => (Reducer::none(), own()),
-        Exchange::Solo => (Reducer::threaded(Solo::new())?, own()),
+        Exchange::Solo => (Reducer::threaded(Solo)?, own()),
         Exchange::SharedMemory { fd } => {
             let (shm, buckets) = Shm::join(fd, head.rank, head.world, &lengths, assignment.limits.step_s)?;
             (Reducer::threaded(shm)?, buckets)
