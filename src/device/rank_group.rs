@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::thread::futex;
@@ -306,8 +306,6 @@ impl RankGroup {
     fn gone(&self, peer: usize, look: bool) -> Option<Fault> {
         let departed = self.segment.word(self.segment.layout().departed_word(peer)).load(Ordering::Acquire) != 0;
         let died = || look && self.segment.identity(peer).is_some_and(|process| !process.lives());
-        // What it did before it went is seen from here on.
-        fence(Ordering::SeqCst);
         if departed { Some(Fault::Left { peer }) } else { died().then_some(Fault::Died { peer }) }
     }
 
