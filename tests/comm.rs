@@ -41,7 +41,7 @@ fn in_threads<T: Send>(
             let (memory, role) = (&memory, &role);
             scope.spawn(move || {
                 let (comm, buckets) = Shm::join(memory.raw_fd(), rank, world, lengths, limit).unwrap();
-                role(comm.spinning(Duration::ZERO), buckets)
+                role(comm.spinning(Seconds(0.0)), buckets)
             })
         };
         let ranks: Vec<_> = (0..world).map(start).collect();
@@ -254,12 +254,12 @@ fn a_rank_process_plays_its_role() {
     let (mut comm, mut buckets) = Shm::join(fd as i32, rank, world, &LENGTHS, limit).unwrap();
     let outcome = match words[4] {
         "conform" => conforms(&mut comm, &mut buckets),
-        // Rank 1 stays away from the second meeting.
-        "wait" if rank == 1 => comm.barrier().map(|()| {
+        // Rank 1, or in the other role rank 0 too, stays away from the second meeting.
+        "wait" | "wait-for-two" if rank == 1 || (rank == 0 && words[4] == "wait-for-two") => comm.barrier().map(|()| {
             say("ready".to_owned());
             std::thread::sleep(Duration::from_secs(100));
         }),
-        "wait" => comm.barrier().and_then(|()| comm.all_reduce_sum(&mut [&mut buckets[7]])),
+        "wait" | "wait-for-two" => comm.barrier().and_then(|()| comm.all_reduce_sum(&mut [&mut buckets[7]])),
         "loop" | "loop-short" => comm.barrier().and_then(|()| {
             say("ready".to_owned());
             loop {
@@ -287,14 +287,14 @@ fn shm_conforms_with_processes() {
 }
 
 /// Kills rank 1 of 3 and leaves it unreaped, as a launcher that is busy would; the others must name it soon.
-fn survivors_name_the_dead(role: &str, delay: Duration) {
+fn survivors_name_the_dead(role: &str, survivors: &[usize], delay: Duration) {
     let memory = Shm::create(3, &LENGTHS).unwrap();
     let mut ranks = start_all(&memory, 3, role);
     assert_eq!(ranks[1].says(), "ready");
     std::thread::sleep(delay);
     ranks[1].signal(rustix::process::Signal::KILL);
     let begin = Instant::now();
-    for survivor in [0, 2] {
+    for &survivor in survivors {
         let mut words = ranks[survivor].says();
         if words == "ready" {
             words = ranks[survivor].says();
@@ -306,14 +306,16 @@ fn survivors_name_the_dead(role: &str, delay: Duration) {
 
 #[test]
 fn a_rank_killed_before_it_comes_is_named_soon() {
-    survivors_name_the_dead("wait", Duration::from_millis(1));
-    survivors_name_the_dead("wait", Duration::from_millis(300));
+    survivors_name_the_dead("wait", &[0, 2], Duration::from_millis(1));
+    survivors_name_the_dead("wait", &[0, 2], Duration::from_millis(300));
+    // Rank 2 waits for rank 0, which lives, and must still see that rank 1 is dead.
+    survivors_name_the_dead("wait-for-two", &[2], Duration::from_millis(300));
 }
 
 #[test]
 fn a_rank_killed_in_the_middle_is_named_soon() {
     for delay_ms in [0, 7, 40, 133] {
-        survivors_name_the_dead("loop", Duration::from_millis(delay_ms));
+        survivors_name_the_dead("loop", &[0, 2], Duration::from_millis(delay_ms));
     }
 }
 

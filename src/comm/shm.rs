@@ -9,9 +9,9 @@ use super::{CommError, Communicator};
 
 /// How long a rank looks for its peers before it sleeps. Waking a sleeper costs tens of microseconds, more than a
 /// small sum; a much longer spin takes the core from the rank's own backward pass.
-const SPIN: Duration = Duration::from_micros(50);
+const SPIN: Seconds = Seconds(50e-6);
 /// The longest limit that is taken as given: beyond a month a wait is as good as endless.
-const LIMIT_S_MAX: f64 = 2.7e6;
+const LIMIT_MAX: Seconds = Seconds(2.7e6);
 
 /// Ranks of one host that sum in shared memory.
 ///
@@ -50,15 +50,14 @@ impl Shm {
         lengths: &[usize],
         limit: Seconds,
     ) -> Result<(Self, Vec<Floats>), CommError> {
-        let longest = if limit.0 > 0.0 { Duration::from_secs_f64(limit.0.min(LIMIT_S_MAX)) } else { Duration::ZERO };
-        let (group, buckets) = RankGroup::join(fd, rank, world, lengths, longest, SPIN)?;
+        let (group, buckets) = RankGroup::join(fd, rank, world, lengths, duration(limit), duration(SPIN))?;
         Ok((Self { group, limit }, buckets))
     }
 
     /// The same, spinning for `spin` before it sleeps: zero where ranks share a core, more where nothing else runs.
     #[must_use]
-    pub fn spinning(mut self, spin: Duration) -> Self {
-        self.group.spin_for(spin);
+    pub fn spinning(mut self, spin: Seconds) -> Self {
+        self.group.spin_for(duration(spin));
         self
     }
 
@@ -78,6 +77,11 @@ impl Shm {
         self.group.sum_own_chunks();
         self.group.take_back(buffers)
     }
+}
+
+/// A time to wait; what is negative or no number is none.
+fn duration(seconds: Seconds) -> Duration {
+    if seconds.0 > 0.0 { Duration::from_secs_f64(seconds.0.min(LIMIT_MAX.0)) } else { Duration::ZERO }
 }
 
 impl Communicator for Shm {

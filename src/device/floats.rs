@@ -7,8 +7,8 @@ use super::shared_memory::SharedRange;
 
 /// An owned, fixed range of `f32`. Moving it moves ownership of the range, not the elements.
 ///
-/// A range in shared memory is reached by other ranks too, but only while its owner has lent it to the group
-/// (see [`super::RankGroup`]), and a lent range is out of the owner's hands.
+/// A range in shared memory is reached by other ranks too, but only while its owner has lent it to the group, and a
+/// lent range is out of the owner's hands (`RankGroup::hand_over`).
 pub struct Floats(Place);
 
 /// Where the elements lie.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::thread::futex;
@@ -52,10 +52,16 @@ pub(crate) struct RankGroup {
     /// Operations so far; two counts of `arrived` each.
     operation: u32,
     /// Ranges of ours that are handed over. While they are here nobody else in this process can reach them.
-    lent: Vec<Floats>,
+    lent: Vec<Lent>,
     /// For each lent range, the bucket that each rank handed over: `buckets[range * world + rank]`.
     buckets: Vec<usize>,
     fault: Option<Fault>,
+}
+
+/// A range of ours that is handed over.
+struct Lent {
+    floats: Floats,
+    bucket: usize,
 }
 
 impl RankGroup {
@@ -96,7 +102,7 @@ impl RankGroup {
     /// Returns once every rank has called it.
     pub(crate) fn meet(&mut self) -> Result<(), Fault> {
         self.check()?;
-        self.exchange_offers(&[]).map_err(|fault| self.fail(fault))?;
+        self.exchange_offers().map_err(|fault| self.fail(fault))?;
         self.operation = self.operation.wrapping_add(1);
         Ok(())
     }
@@ -107,9 +113,15 @@ impl RankGroup {
     pub(crate) fn hand_over(&mut self, buffers: &mut [&mut Floats]) -> Result<(), Fault> {
         assert!(self.lent.is_empty(), "ranges are handed over twice");
         self.check()?;
-        let mine = self.own_buckets(buffers).map_err(|fault| self.fail(fault))?;
-        self.lent.extend(buffers.iter_mut().map(|buffer| std::mem::replace(*buffer, Floats::zeros(0))));
-        self.exchange_offers(&mine).map_err(|fault| self.replace_lent(buffers, fault))
+        if let Some(buffer) = buffers.iter().position(|buffer| self.own_bucket(buffer).is_none()) {
+            return Err(self.fail(Fault::Foreign { buffer }));
+        }
+        for buffer in buffers.iter_mut() {
+            if let Some(bucket) = self.own_bucket(buffer) {
+                self.lent.push(Lent { floats: std::mem::replace(*buffer, Floats::zeros(0)), bucket });
+            }
+        }
+        self.exchange_offers().map_err(|fault| self.replace_lent(buffers, fault))
     }
 
     /// Replaces this rank's chunk of every lent range, on all ranks, by the sum over the ranks in their order: each
@@ -117,7 +129,7 @@ impl RankGroup {
     pub(crate) fn sum_own_chunks(&mut self) {
         let world = self.world();
         for (lent, buckets) in self.lent.iter().zip(self.buckets.chunks_exact(world)) {
-            let chunk = chunk(lent.len(), self.rank, world);
+            let chunk = chunk(lent.floats.len(), self.rank, world);
             let mut start = chunk.start;
             while start < chunk.end {
                 let block = start..chunk.end.min(start + BLOCK);
@@ -134,7 +146,7 @@ impl RankGroup {
             return Err(self.replace_lent(buffers, fault));
         }
         for (buffer, lent) in buffers.iter_mut().zip(self.lent.drain(..)) {
-            **buffer = lent;
+            **buffer = lent.floats;
         }
         self.operation = self.operation.wrapping_add(1);
         Ok(())
@@ -169,47 +181,40 @@ impl RankGroup {
         self.fault.map_or(Ok(()), Err)
     }
 
-    fn own_buckets(&self, buffers: &[&mut Floats]) -> Result<Vec<usize>, Fault> {
-        let bucket = |(number, floats): (usize, &&mut Floats)| {
-            let range = floats.as_shared().and_then(|range| range.bucket_in(&self.segment, self.rank));
-            range.ok_or(Fault::Foreign { buffer: number })
-        };
-        buffers.iter().enumerate().map(bucket).collect()
+    /// The number of a bucket that this rank owns; none for a buffer from elsewhere.
+    fn own_bucket(&self, floats: &Floats) -> Option<usize> {
+        floats.as_shared().and_then(|range| range.bucket_in(&self.segment, self.rank))
     }
 
-    /// The first meeting: says which buckets this rank brings, and learns what the others bring.
-    fn exchange_offers(&mut self, mine: &[usize]) -> Result<(), Fault> {
-        self.offer(mine);
+    /// The first meeting: says which buckets this rank has lent, and learns what the others have.
+    fn exchange_offers(&mut self) -> Result<(), Fault> {
+        let first = self.segment.layout().offer_word(self.rank, self.operation);
+        self.segment.word(first).store(self.lent.len() as u32, Ordering::Relaxed);
+        for (place, lent) in self.lent.iter().enumerate() {
+            self.segment.word(first + 1 + place).store(lent.bucket as u32, Ordering::Relaxed);
+        }
         self.arrive_and_wait(1)?;
-        self.compare_offers(mine)?;
+        self.compare_offers()?;
         self.nobody_failed()
     }
 
-    /// Writes down which buckets this rank brings; [`Self::arrive_and_wait`] makes it seen.
-    fn offer(&self, mine: &[usize]) {
-        let first = self.segment.layout().offer_word(self.rank, self.operation);
-        self.segment.word(first).store(mine.len() as u32, Ordering::Relaxed);
-        for (place, &bucket) in mine.iter().enumerate() {
-            self.segment.word(first + 1 + place).store(bucket as u32, Ordering::Relaxed);
-        }
-    }
-
     /// Notes the buckets of every rank; they must be as many as ours, of the same lengths.
-    fn compare_offers(&mut self, mine: &[usize]) -> Result<(), Fault> {
+    fn compare_offers(&mut self) -> Result<(), Fault> {
         let layout = self.segment.layout();
-        let length = |bucket: Option<usize>| bucket.and_then(|bucket| layout.lengths.get(bucket)).copied().unwrap_or(0);
         self.buckets.clear();
-        self.buckets.resize(mine.len() * layout.world, 0);
+        self.buckets.resize(self.lent.len() * layout.world, 0);
         for peer in 0..layout.world {
             let first = layout.offer_word(peer, self.operation);
             let word = |place: usize| self.segment.word(first + place).load(Ordering::Relaxed) as usize;
             let count = word(0).min(layout.lengths.len());
-            for place in 0..count.max(mine.len()) {
-                let own = mine.get(place).copied();
-                let theirs = (place < count).then(|| word(1 + place)).filter(|&bucket| bucket < layout.lengths.len());
-                let (Some(_), Some(bucket), true) = (own, theirs, length(own) == length(theirs)) else {
-                    return Err(Fault::Mismatch { elements: length(own), peer, theirs: length(theirs) });
-                };
+            for place in 0..count.max(self.lent.len()) {
+                let own = self.lent.get(place).map(|lent| lent.floats.len());
+                let bucket = if place < count { word(1 + place) } else { usize::MAX };
+                let theirs = layout.lengths.get(bucket).copied();
+                if own.is_none() || own != theirs {
+                    let (elements, theirs) = (own.unwrap_or(0), theirs.unwrap_or(0));
+                    return Err(Fault::Mismatch { elements, peer, theirs });
+                }
                 self.buckets[place * layout.world + peer] = bucket;
             }
         }
@@ -274,7 +279,7 @@ impl RankGroup {
         outcome
     }
 
-    /// Sleeps in slices, and looks after each why `peer` may not come.
+    /// Sleeps in slices until `peer` arrives, and looks after each whether there is still hope.
     fn sleep_until(&self, peer: usize, target: u32, deadline: Instant) -> Result<(), Fault> {
         let counter = self.segment.word(self.segment.layout().arrived_word(peer));
         let mut next_look = Instant::now() + LOOK_EVERY;
@@ -286,11 +291,11 @@ impl RankGroup {
             let now = Instant::now();
             let late = (now >= deadline).then_some(Fault::Late { peer });
             let looks = late.is_some() || now >= next_look;
-            match self.group_fault().or_else(|| self.gone(peer, looks)).or(late) {
-                // It may have come just before it went.
-                Some(_) if self.has_arrived(peer, target) => continue,
-                Some(fault) => return Err(fault),
-                None => {}
+            // Any rank may be the one that will not come, not only the first that we wait for.
+            let gone = || (0..self.world()).find_map(|rank| self.gone(rank, target, looks));
+            if let Some(fault) = self.group_fault().or_else(gone).or(late) {
+                // It may have come just before that was seen.
+                return if self.has_arrived(peer, target) { Ok(()) } else { Err(fault) };
             }
             if looks {
                 next_look = now + LOOK_EVERY;
@@ -302,19 +307,25 @@ impl RankGroup {
         }
     }
 
-    /// Whether `peer` has left or, if `look`, died. A rank that has not joined yet is neither.
-    fn gone(&self, peer: usize, look: bool) -> Option<Fault> {
-        let departed = self.segment.word(self.segment.layout().departed_word(peer)).load(Ordering::Acquire) != 0;
+    /// Whether `peer` has left or, if `look`, died without having arrived. A rank that has not joined yet is neither.
+    fn gone(&self, peer: usize, target: u32, look: bool) -> Option<Fault> {
+        let departed = || self.segment.word(self.segment.layout().departed_word(peer)).load(Ordering::SeqCst) != 0;
         let died = || look && self.segment.identity(peer).is_some_and(|process| !process.lives());
-        // What it did before it went is seen from here on.
-        fence(Ordering::SeqCst);
-        if departed { Some(Fault::Left { peer }) } else { died().then_some(Fault::Died { peer }) }
+        let fault = if self.has_arrived(peer, target) {
+            None
+        } else if departed() {
+            Some(Fault::Left { peer })
+        } else {
+            died().then_some(Fault::Died { peer })
+        };
+        // What arrived before it went has done its part.
+        fault.filter(|_| !self.has_arrived(peer, target))
     }
 
     /// After a fault the lent ranges stay where they are for whoever still writes to them, and nobody here does.
     fn replace_lent(&mut self, buffers: &mut [&mut Floats], fault: Fault) -> Fault {
         for (buffer, lent) in buffers.iter_mut().zip(self.lent.drain(..)) {
-            **buffer = Floats::zeros(lent.len());
+            **buffer = Floats::zeros(lent.floats.len());
         }
         self.fail(fault)
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
 use super::layout::{BUCKETS_WORD, FAULT_WORD, Layout, MAGIC, MAGIC_WORD, WORLD_WORD};
@@ -96,8 +96,6 @@ impl Segment {
 
     fn map(file: &File, layout: Layout) -> Result<Self, DeviceError> {
         let map = MmapOptions::new().len(layout.total).map_raw(file).map_err(failed("map"))?;
-        // Fewer misses of the address cache where the kernel allows it; nothing is lost where it does not.
-        map.advise(Advice::HugePage).ok();
         Ok(Self { map, layout })
     }
 
@@ -152,6 +150,7 @@ impl Segment {
             .map(|bucket| Floats::shared(SharedRange { segment: Arc::clone(self), rank, bucket }))
             .collect();
         for bucket in &mut buckets {
+            // Zero already; writing maps the pages now rather than in the first step.
             bucket.fill(0.0);
         }
         buckets
