@@ -109,3 +109,57 @@ fn fits(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), Tra
     }
     Err(TrainError::Memory { batch: config.batch, context: config.context, needed, available })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::tiny;
+
+    const ALONE: DataShare = DataShare { rank: 0, world: 1 };
+
+    #[test]
+    fn what_cannot_be_trained_is_refused_with_its_flag_and_what_would_be_right() {
+        let file = |token_bytes| DataSource::File { path: "x".into(), token_bytes };
+        let rows: Vec<(TrainConfig, &[&str])> = vec![
+            (TrainConfig { batch: 0, ..tiny() }, &["--batch 0", "between 1"]),
+            (TrainConfig { context: 0, ..tiny() }, &["--context 0", "between 1 and 131072"]),
+            (TrainConfig { context: 131_073, ..tiny() }, &["--context 131073", "131072"]),
+            (TrainConfig { batch: 1000, context: 131_072, ..tiny() }, &["--batch 1000", "at most 128"]),
+            (TrainConfig { batch: usize::MAX, ..tiny() }, &["--batch"]),
+            (TrainConfig { accumulate: 0, ..tiny() }, &["--accumulate 0"]),
+            (TrainConfig { steps: 0, ..tiny() }, &["--steps 0"]),
+            (TrainConfig { learning_rate: f64::NAN, ..tiny() }, &["--learning-rate NaN", "above 0"]),
+            (TrainConfig { weight_decay: -0.1, ..tiny() }, &["--weight-decay -0.1"]),
+            (TrainConfig { clip_norm: Some(0.0), ..tiny() }, &["--clip-norm 0"]),
+            (TrainConfig { bucket_bytes: Bytes(0), ..tiny() }, &["--bucket-mib 0 B"]),
+            (TrainConfig { first_bucket_bytes: Bytes(0), ..tiny() }, &["--first-bucket-mib"]),
+            (TrainConfig { precision: Precision::Bf16, ..tiny() }, &["--precision bf16", "f32"]),
+            (TrainConfig { data: file(3), ..tiny() }, &["--data", "2 or 4"]),
+            (TrainConfig { shape: Shape { heads: 5, ..tiny().shape }, ..tiny() }, &["--model test", "heads"]),
+            (TrainConfig { shape: Shape { width: 4, ..tiny().shape }, ..tiny() }, &["even head size"]),
+            (TrainConfig { shape: Shape { layers: 0, ..tiny().shape }, ..tiny() }, &["layers", "1024"]),
+            (TrainConfig { shape: Shape { vocabulary: 1 << 40, ..tiny().shape }, ..tiny() }, &["vocabulary"]),
+        ];
+        for (config, words) in rows {
+            let error = check(&config, ALONE, Bytes(u64::MAX)).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error} lacks {words:?}");
+        }
+        check(&tiny(), ALONE, Bytes(u64::MAX)).unwrap();
+    }
+
+    #[test]
+    fn a_training_larger_than_its_part_of_memory_is_refused() {
+        let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13).total_bytes;
+        check(&tiny(), ALONE, needed).unwrap();
+        let error = check(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
+        assert!(error.to_string().contains("--batch 2 with --context 13 needs"), "{error}");
+    }
+
+    #[test]
+    fn the_largest_shape_that_passes_does_not_overflow() {
+        let shape = Shape { layers: 1024, width: 65_536, heads: 512, kv_heads: 512, ffn: 65_536, vocabulary: 1 << 20 };
+        let config = TrainConfig { shape, batch: 128, context: 131_072, ..tiny() };
+        let error = check(&config, ALONE, Bytes(1 << 40)).unwrap_err();
+        assert!(matches!(error, TrainError::Memory { .. }), "{error}");
+    }
+}

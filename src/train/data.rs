@@ -230,3 +230,103 @@ impl TokenFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+    use crate::train::testing::tiny;
+
+    /// A configuration whose tokens are the bytes of a file that lives as long as the folder.
+    fn with_file(bytes: &[u8], token_bytes: u8) -> (tempfile::TempDir, TrainConfig) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.bin");
+        std::fs::write(&path, bytes).unwrap();
+        let data = DataSource::File { path: path.to_str().unwrap().into(), token_bytes };
+        (folder, TrainConfig { data, ..tiny() })
+    }
+
+    fn batches(config: &TrainConfig, share: DataShare, steps: usize) -> Vec<Batch> {
+        let data = Data::open(config, share).unwrap();
+        let micros = (0..steps).flat_map(|step| (0..config.accumulate).map(move |micro| (step, micro)));
+        let fill = |(step, micro)| {
+            let mut batch = Batch::new(Sequences { batch: config.batch, context: config.context });
+            data.fill(step, micro, &mut batch).unwrap();
+            batch
+        };
+        micros.map(fill).collect()
+    }
+
+    #[test]
+    fn ranks_see_together_what_one_rank_with_their_batches_sees() {
+        let ids: Vec<u8> = (0..900_u32).flat_map(|position| (position % 53).to_le_bytes()).collect();
+        let (_folder, file) = with_file(&ids, 4);
+        for config in [tiny(), file] {
+            let config = TrainConfig { accumulate: 2, ..config };
+            let world = 3;
+            let whole = TrainConfig { batch: world * config.batch, ..config.clone() };
+            let whole = batches(&whole, DataShare { rank: 0, world: 1 }, 2);
+            let ranks: Vec<_> = (0..world).map(|rank| batches(&config, DataShare { rank, world }, 2)).collect();
+            for (index, whole) in whole.iter().enumerate() {
+                let inputs: Vec<u32> = ranks.iter().flat_map(|rank| rank[index].inputs.clone()).collect();
+                let targets: Vec<u32> = ranks.iter().flat_map(|rank| rank[index].targets.clone()).collect();
+                assert_eq!((&inputs, &targets), (&whole.inputs, &whole.targets));
+            }
+            assert_ne!(whole[0].inputs, whole[1].inputs, "micro-steps see different data");
+        }
+    }
+
+    #[test]
+    fn targets_are_the_tokens_that_follow() {
+        let ids: Vec<u8> = (0..50_u16).flat_map(u16::to_le_bytes).collect();
+        let (_folder, config) = with_file(&ids, 2);
+        for batch in batches(&config, DataShare { rank: 0, world: 1 }, 5) {
+            for (input, target) in batch.inputs.iter().zip(&batch.targets) {
+                assert_eq!(input + 1, *target);
+            }
+        }
+    }
+
+    #[test]
+    fn the_synthetic_language_has_rules_and_rare_words() {
+        let language = Synthetic::new(1, 1000);
+        let mut tokens = vec![0; 200_000];
+        language.sample(0, &mut tokens);
+        let mut counts = vec![0_usize; 1000];
+        tokens.iter().for_each(|&token| counts[token as usize] += 1);
+        let mut followers = vec![0_usize; 1000];
+        let class = |token: u32| token as usize % CLASSES;
+        let after = tokens.windows(2).filter(|pair| class(pair[0]) == 5);
+        after.for_each(|pair| followers[pair[1] as usize] += 1);
+        let share = |counts: &mut Vec<usize>| {
+            counts.sort_unstable_by(|a, b| b.cmp(a));
+            counts[..SUCCESSORS].iter().sum::<usize>() as f64 / counts.iter().sum::<usize>() as f64
+        };
+        assert!(share(&mut followers) > 0.75 && share(&mut counts) < 0.35);
+        assert!(counts.iter().filter(|count| **count > 0).count() > 990);
+        assert_ne!(Synthetic::new(2, 1000).by_rank, language.by_rank);
+    }
+
+    #[test]
+    fn a_bad_token_file_is_named_with_what_is_wrong() {
+        let share = DataShare { rank: 0, world: 1 };
+        let mut ids = vec![0_u8; 2 * 40];
+        ids[2 * 17] = 53;
+        let rows: [(&[u8], u8, &[&str]); 4] = [
+            (&ids, 2, &["tokens.bin", "token 17 is 53", "end at 52"]),
+            (&ids[..2 * 13], 2, &["tokens.bin", "13 tokens", "needs 14"]),
+            (&[], 4, &["tokens.bin", "0 tokens"]),
+            (&ids[..31], 2, &["tokens.bin", "31 bytes", "2 bytes"]),
+        ];
+        for (bytes, token_bytes, words) in rows {
+            let (_folder, config) = with_file(bytes, token_bytes);
+            let error = Data::open(&config, share).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let (folder, config) = with_file(&[], 2);
+        drop(folder);
+        let error = Data::open(&config, share).unwrap_err();
+        assert!(error.to_string().contains("tokens.bin") && error.source().is_some(), "{error}");
+    }
+}

@@ -354,7 +354,7 @@ fn norm_backward<O: Ops>(
 }
 
 /// `turns[T, D]`: for each position `cos[D/2]` and `sin[D/2]` of `position · θ^(−2i/D)`.
-fn turns(context: usize, head_size: usize) -> Vec<f32> {
+pub(super) fn turns(context: usize, head_size: usize) -> Vec<f32> {
     let half = head_size / 2;
     let angle = |position: usize, pair: usize| position as f64 * THETA.powf(-2.0 * pair as f64 / head_size as f64);
     let row = |position| {
@@ -362,4 +362,83 @@ fn turns(context: usize, head_size: usize) -> Vec<f32> {
         cos.chain((0..half).map(move |pair| angle(position, pair).sin() as f32))
     };
     (0..context).flat_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Clock, Floats};
+    use crate::train::cpu::Cpu;
+    use crate::train::data::{Data, DataShare};
+    use crate::train::reducer::Reducer;
+    use crate::train::reference::{self, differences};
+    use crate::train::testing::{close, tiny};
+    use crate::train::{Pass, gradient_bucket_lengths};
+
+    impl Decoder<Cpu> {
+        /// Makes everything NaN that one micro-step must write before it reads it.
+        fn poison(&mut self) {
+            let Self { blocks, last, logits, losses, work, .. } = self;
+            let states = blocks.iter_mut().flat_map(|block| {
+                let Block { attention_norm, q, k, v, att, lse, ffn_norm, gate_up, act } = block;
+                let NormState { x: x1, h: h1, rstd: r1 } = attention_norm;
+                let NormState { x: x2, h: h2, rstd: r2 } = ffn_norm;
+                [x1, h1, r1, q, k, v, att, lse, x2, h2, r2, gate_up, act]
+            });
+            let NormState { x, h, rstd } = last;
+            let Work { branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact } = work;
+            let shared = [x, h, rstd, logits, losses, branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact];
+            states.chain(shared).for_each(|buffer| buffer.fill(f32::NAN));
+        }
+    }
+
+    /// Each parameter's gradient along a random direction equals the slope of the f64 reference along it, and two
+    /// micro-steps of the same batch give twice that.
+    #[test]
+    fn gradients_of_the_whole_model_are_slopes_of_its_loss() {
+        let config = tiny();
+        let tokens = Sequences { batch: config.batch, context: config.context };
+        let mut ops = Cpu::new(2).unwrap();
+        let places = Arc::new(Places::of(&config));
+        let mut model = Decoder::new(&mut ops, &config.shape, tokens, &places, 1).unwrap();
+        let mut weights = Vec::new();
+        for (stream, parameter) in (0..).zip(&places.parameters) {
+            let mut values = vec![0.0; parameter.elements()];
+            normal(&mut generator(3, Purpose::Weights, stream), 0.3, &mut values);
+            ops.upload(model.weights.view_mut(parameter.role), &values).unwrap();
+            weights.push(values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>());
+        }
+        let mut batch = Batch::new(tokens);
+        Data::open(&config, DataShare { rank: 0, world: 1 }).unwrap().fill(0, 0, &mut batch).unwrap();
+        let buckets = gradient_bucket_lengths(&config).unwrap().into_iter().map(Floats::zeros).collect();
+        let mut gradients = Gradients::<Cpu>::new(&places, buckets, Reducer::none());
+        let index = |role| places.parameters.iter().position(|parameter| parameter.role == role).unwrap();
+        let loss = |weights: &[Vec<f64>]| {
+            let weight = |role| weights[index(role)].as_slice();
+            reference::decoder(&config.shape, tokens, weight, &batch.inputs, &batch.targets)
+        };
+
+        for micro in 0..2 {
+            model.poison();
+            close("loss", model.forward(&mut ops, &batch).unwrap(), loss(&weights), 0.0, 1e-5);
+            let write = [Write::Overwrite, Write::Accumulate][micro];
+            gradients.begin(Pass { write, last: micro == 1 }, &Clock::starting_now());
+            model.backward(&mut ops, &mut gradients).unwrap();
+        }
+        gradients.finish(&mut Vec::new()).unwrap();
+
+        for (parameter, place) in places.parameters.iter().zip(&places.layout.places) {
+            let gradient = &gradients.bucket(place.bucket)[place.offset..place.offset + place.elements];
+            let mut direction = vec![0.0; place.elements];
+            normal(&mut generator(4, Purpose::Weights, place.offset as u64), 1.0, &mut direction);
+            let slope = differences(&[0.0], |length| {
+                let mut moved = weights.clone();
+                let values = &mut moved[index(parameter.role)];
+                values.iter_mut().zip(&direction).for_each(|(value, &d)| *value += length[0] * f64::from(d));
+                loss(&moved)
+            });
+            let along: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+            close(&format!("{:?}", parameter.role), along, 2.0 * slope[0], 1e-4, 1e-3);
+        }
+    }
 }

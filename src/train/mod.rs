@@ -11,6 +11,8 @@ mod error;
 pub mod ops;
 mod optimizer;
 mod reducer;
+#[cfg(test)]
+mod reference;
 mod seed;
 #[cfg(test)]
 mod testing;

@@ -11,6 +11,8 @@ mod math;
 mod norm;
 mod rotary;
 mod swiglu;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::ops::Range;
