@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::record::{Arm, Flag, Point, RankFile, RunFiles};
+use crate::record::{Arm, Flag, Point, RankFile, RunFiles, RunHead, TrainConfig};
 
 use super::gather::{Gathered, Ran, STEPS_FEW};
 use super::sample::{Cell, Sample};
@@ -21,6 +21,9 @@ const REMAINDER_MAX: f64 = 0.02;
 
 /// The bootstrap disagrees if its interval is so many times as wide as Student's.
 const BOOTSTRAP_WIDER: f64 = 2.0;
+
+/// Differences between intervals below this do not matter to anyone.
+const BOOTSTRAP_APART: f64 = 0.001;
 
 /// Every flag but those about lost trials.
 pub(super) fn flags(files: &RunFiles, gathered: &Gathered<'_>, cells: &[Cell<'_>], points: &[Point]) -> Vec<Flag> {
@@ -120,14 +123,14 @@ fn unequal(files: &RunFiles) -> Vec<Flag> {
         }
     }
     let plan = &files.plan;
-    let trained = |config: &crate::record::TrainConfig| {
+    let trained = |config: &TrainConfig| {
         (config.shape, config.batch, config.context, config.accumulate, config.precision, config.data.clone())
     };
     if let Some(head) = heads.iter().find(|head| trained(&head.config) != trained(&plan.config)) {
         let text = format!("rank {} of {} trained something else than the plan says", head.rank, head.trial);
         flags.push(flag("unequal-training", true, text));
     }
-    let planned = |head: &crate::record::RunHead| {
+    let planned = |head: &RunHead| {
         let trial = plan.trials.iter().find(|trial| trial.name == head.trial)?;
         plan.shares.get(*trial.shares.get(head.rank)?)
     };
@@ -157,8 +160,8 @@ fn about_point(point: &Point) -> Vec<Flag> {
     }
     let bootstrap = point.bootstrap;
     let (wide, usual) = (bootstrap.high - bootstrap.low, efficiency.high - efficiency.low);
-    let apart = bootstrap.high < efficiency.low || efficiency.high < bootstrap.low;
-    if efficiency.is_known() && (apart || wide > BOOTSTRAP_WIDER * usual + 1e-9) {
+    let apart = (efficiency.low - bootstrap.high).max(bootstrap.low - efficiency.high) > BOOTSTRAP_APART;
+    if efficiency.is_known() && (apart || wide > BOOTSTRAP_WIDER * usual + BOOTSTRAP_APART) {
         let text = format!(
             "at N = {world} the bootstrap says {:.3} to {:.3}, Student's t {:.3} to {:.3}: steps vary more than launches show",
             bootstrap.low, bootstrap.high, efficiency.low, efficiency.high

@@ -9,12 +9,18 @@ mod point;
 mod sample;
 mod verdict;
 
+#[cfg(test)]
+mod calibration;
+#[cfg(test)]
+pub(crate) mod synthetic;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use crate::record::{Analysis, Arm, Field, Finding, Grade, Origin, Point, RunFiles, SCHEMA};
+use crate::record::{Analysis, Arm, Dropped, Field, Finding, Grade, Origin, Point, RunFiles, SCHEMA};
 use crate::stats::bonferroni;
 
 use gather::Ran;
@@ -176,7 +182,7 @@ fn identity(files: &RunFiles) -> Vec<Field> {
 }
 
 /// Trials that ran well and yet count nowhere, because their launch lacks a counterpart.
-fn unpaired(cells: &[sample::Cell<'_>], ran: &[Ran<'_>]) -> Vec<crate::record::Dropped> {
+fn unpaired(cells: &[sample::Cell<'_>], ran: &[Ran<'_>]) -> Vec<Dropped> {
     let used: BTreeSet<&str> = cells
         .iter()
         .flat_map(|cell| &cell.samples)
