@@ -4,5 +4,7 @@
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
 
 mod floats;
+mod nvml;
 
 pub use floats::Floats;
+pub use nvml::{DriverFact, GpuFact, Nvml};
