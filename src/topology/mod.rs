@@ -2,6 +2,26 @@
 //! Knows how these hang together and how they are written as YAML; hides sysfs spelling.
 //! Never asks a machine anything.
 
+mod address;
+mod cores;
+mod cpuset;
+mod gpu;
+mod identity;
+mod link;
+mod machine;
+mod names;
+mod paths;
 mod reading;
+mod yaml;
 
-pub use reading::{Missing, Reading, Why};
+pub use address::{NotAnAddress, PciAddress};
+pub use cores::Core;
+pub use cpuset::{CpuSet, NotACpuSet};
+pub use gpu::{Bridge, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
+pub use link::{Generation, Hop, Lanes, LinkEnd, Narrowest, Phase, Width};
+pub use machine::{
+    Container, ContainerKind, Cpu, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA, Socket,
+    System, Topology,
+};
+pub use reading::{Fact, Missing, Reading, Why};
+pub use yaml::{TopologyError, YAML_BYTES_MAX, from_yaml, to_yaml};

@@ -1,11 +1,15 @@
 //! A fact of a machine, or the reason why it is missing.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{DeserializeSeed, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A fact, or why there is none. On disk: the fact itself, or `{missing: why, detail: …}`.
+/// A fact, or why there is none. On disk: the fact itself, or `{missing: why, detail: …}`; see [`Fact`].
 pub type Reading<T> = Result<T, Missing>;
 
 /// Why a fact is not there, and what was seen instead.
@@ -58,6 +62,152 @@ impl fmt::Display for Missing {
         match self.detail.is_empty() {
             true => write!(out, "{}", self.why),
             false => write!(out, "{}: {}", self.why, self.detail),
+        }
+    }
+}
+
+/// How a [`Reading`] is spelled on disk, for `#[serde(with = "Fact::<T>")]`: the fact itself, or a map whose first key
+/// is `missing`. (Plain `Result` would write the tags `Ok` and `Err`.)
+#[derive(Debug)]
+pub struct Fact<T>(PhantomData<T>);
+
+impl<T: Serialize> Fact<T> {
+    /// Writes the fact, or the reason why it is missing.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(reading: &Reading<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        match reading {
+            Ok(fact) => fact.serialize(serializer),
+            Err(missing) => missing.serialize(serializer),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Fact<T> {
+    /// Reads the fact, or the reason why it is missing.
+    ///
+    /// # Errors
+    /// Those of the fact's own type, or of [`Missing`].
+    pub fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reading<T>, D::Error> {
+        deserializer.deserialize_any(FactVisitor(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Fact<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Reading_of_{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (fact, missing) = (generator.subschema_for::<T>(), generator.subschema_for::<Missing>());
+        json_schema!({ "anyOf": [fact, missing] })
+    }
+}
+
+/// Hands everything to `T`, but for a map that begins with `missing`.
+struct FactVisitor<T>(PhantomData<T>);
+
+/// Scalars go to `T` unchanged.
+macro_rules! scalars {
+    ($($visit:ident: $scalar:ty),*) => {$(
+        fn $visit<E: Error>(self, scalar: $scalar) -> Result<Self::Value, E> {
+            T::deserialize(scalar.into_deserializer()).map(Ok)
+        }
+    )*};
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for FactVisitor<T> {
+    type Value = Reading<T>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the fact itself, or `{missing: absent, detail: why}`")
+    }
+
+    scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str, visit_string: String);
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Err(E::invalid_type(serde::de::Unexpected::Unit, &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(SeqAccessDeserializer::new(items)).map(Ok)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let first: Option<String> = map.next_key()?;
+        let missing = first.as_deref() == Some("missing");
+        let whole = MapAccessDeserializer::new(Resumed { first, rest: map });
+        match missing {
+            true => Missing::deserialize(whole).map(Err),
+            false => T::deserialize(whole).map(Ok),
+        }
+    }
+}
+
+/// A map whose first key was already looked at.
+struct Resumed<A> {
+    first: Option<String>,
+    rest: A,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Resumed<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        match self.first.take() {
+            Some(key) => seed.deserialize(key.into_deserializer()).map(Some),
+            None => self.rest.next_key_seed(seed),
+        }
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.rest.next_value_seed(seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        a: u32,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[serde(with = "Fact::<u32>")]
+        number: Reading<u32>,
+        #[serde(with = "Fact::<Vec<String>>")]
+        list: Reading<Vec<String>>,
+        #[serde(with = "Fact::<Inner>")]
+        inner: Reading<Inner>,
+    }
+
+    #[test]
+    fn a_reading_is_the_fact_or_the_reason() {
+        let text = "number: 3\nlist:\n  missing: denied\n  detail: /sys/x\ninner:\n  a: 1\n";
+        let outer: Outer = serde_saphyr::from_str(text).unwrap();
+        assert_eq!(outer.number, Ok(3));
+        assert_eq!(outer.list, Err(Missing::new(Why::Denied, "/sys/x")));
+        assert_eq!(outer.inner, Ok(Inner { a: 1 }));
+        assert_eq!(serde_saphyr::to_string(&outer).unwrap(), text);
+        let json = serde_json::to_string(&outer).unwrap();
+        assert_eq!(serde_json::from_str::<Outer>(&json).unwrap(), outer);
+    }
+
+    #[test]
+    fn a_wrong_fact_is_an_error_with_its_place() {
+        let bad = [("number: x\nlist: []\ninner: {a: 1}\n", 1), ("number: 1\nlist: []\ninner: {b: 1}\n", 3)];
+        for (text, line) in bad {
+            let error = serde_saphyr::from_str::<Outer>(text).unwrap_err();
+            assert_eq!(error.location().map(|at| at.line()), Some(line), "{error}");
+        }
+        for text in ["number: {missing: gone}\nlist: []\ninner: {a: 1}\n", "number: \nlist: []\ninner: {a: 1}\n"] {
+            let error = serde_saphyr::from_str::<Outer>(text).unwrap_err();
+            assert_eq!(error.location().map(|at| at.line()), Some(1), "{error}");
         }
     }
 }
