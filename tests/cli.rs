@@ -120,9 +120,20 @@ fn a_qualification_leaves_a_complete_folder_that_can_be_judged_again_to_the_byte
     assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
     let before = files(&out);
     let expected = [
-        "analysis.json", "charts/efficiency.png", "charts/efficiency.svg", "findings.json", "junit.xml", "launch.json",
-        "machine.jsonl", "manifest.json", "plan.yaml", "report.html", "report.md", "topology.yaml",
-        "runs/launch-1_ddp-2/rank-1.jsonl", "runs/launch-3_solo-share-1/rank-0.jsonl",
+        "analysis.json",
+        "charts/efficiency.png",
+        "charts/efficiency.svg",
+        "findings.json",
+        "junit.xml",
+        "launch.json",
+        "machine.jsonl",
+        "manifest.json",
+        "plan.yaml",
+        "report.html",
+        "report.md",
+        "topology.yaml",
+        "runs/launch-1_ddp-2/rank-1.jsonl",
+        "runs/launch-3_solo-share-1/rank-0.jsonl",
     ];
     for name in expected {
         assert!(before.contains_key(name), "{name} is missing; there are {:?}", before.keys());

@@ -18,9 +18,7 @@ fn running(out: &std::path::Path) -> (Child, Vec<u32>) {
 }
 
 fn nobody_left(ranks: &[u32]) {
-    wait_for("the end of every rank", Duration::from_secs(2), || {
-        ranks.iter().all(|pid| !lives(*pid)).then_some(())
-    });
+    wait_for("the end of every rank", Duration::from_secs(2), || ranks.iter().all(|pid| !lives(*pid)).then_some(()));
 }
 
 #[test]

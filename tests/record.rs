@@ -217,10 +217,12 @@ fn bad_plans_are_named_by_file_line_and_field() {
     let (_base, folder) = folder();
     let text = fs::read_to_string(folder.plan()).unwrap();
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned()
-        + &('b'..'j').map(|name| {
-            let last = (name as u8 - 1) as char;
-            format!("{name}: &{name} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n")
-        }).collect::<String>();
+        + &('b'..'j')
+            .map(|name| {
+                let last = (name as u8 - 1) as char;
+                format!("{name}: &{name} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n")
+            })
+            .collect::<String>();
     let rows: &[(String, &str)] = &[
         (text.replace("schema: 1", "schema: 2"), "has schema 2; this rigscale reads up to 1"),
         (text.replace("launches: 1", "launches: many"), "plan.yaml:"),

@@ -18,10 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("launch", &["topology", "model", "record", "device", "comm", "train"]),
     ("analyze", &["topology", "model", "record"]),
     ("report", &["topology", "model", "record", "analyze"]),
-    (
-        "cli",
-        &["topology", "model", "record", "device", "probe", "comm", "train", "launch", "analyze", "report"],
-    ),
+    ("cli", &["topology", "model", "record", "device", "probe", "comm", "train", "launch", "analyze", "report"]),
 ];
 
 /// A function fits a screen.
@@ -59,7 +56,10 @@ fn room(path: &str) -> Option<&str> {
 
 /// Code without comments and strings would need a parser; without comment lines is enough for these rules.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(index, line)| (index + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
+    text.lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 /// Rooms that a file names as `crate::room`, also inside `use crate::{room, …}`.
@@ -67,12 +67,12 @@ fn uses(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in code(text) {
         for part in line.split("crate::").skip(1) {
-            let names = part.strip_prefix('{').map_or_else(
-                || vec![part],
-                |list| list.split([',', '}']).map(str::trim).collect(),
-            );
+            let names = part
+                .strip_prefix('{')
+                .map_or_else(|| vec![part], |list| list.split([',', '}']).map(str::trim).collect());
             for name in names {
-                let name: String = name.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+                let name: String =
+                    name.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
                 if !name.is_empty() {
                     found.push((number, name));
                 }
@@ -94,7 +94,11 @@ fn rooms_use_only_their_allowed_neighbours() {
         };
         for (line, used) in uses(&text) {
             let neighbour = rooms.contains_key(used.as_str());
-            if neighbour && used != room && !["units", "stats"].contains(&used.as_str()) && !allowed.contains(&used.as_str()) {
+            if neighbour
+                && used != room
+                && !["units", "stats"].contains(&used.as_str())
+                && !allowed.contains(&used.as_str())
+            {
                 wrong.push(format!("{path}:{line}: {room} may not use {used}"));
             }
         }

@@ -12,7 +12,7 @@ use super::{CliError, Exit, Output};
 /// Computes the efficiency of a run folder again and writes its analysis.json
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  rigscale analyze reports/2026-11-23T08-09-10Z_my-machine")]
-pub struct Args {
+pub(super) struct Args {
     /// Run folder
     #[arg(value_name = "RUN")]
     run: PathBuf,
@@ -22,7 +22,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See [`CliError`].
-pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let folder = RunFolder::open(&args.run)?;
     for difference in Manifest::differences(&folder)? {
         out.remark(format!("warning: {difference} since the manifest was written"));

@@ -11,17 +11,22 @@ use crate::launch::LaunchError;
 use crate::model::UnknownModel;
 use crate::record::RecordError;
 use crate::report::ReportError;
+use crate::topology::TopologyError;
 
 use super::Exit;
-use super::probe::ProbeCommandError;
+use super::look::LookError;
 
 /// Why a command could not do what it was asked.
 #[derive(Debug, Error, Diagnostic)]
-pub enum CliError {
-    /// The probe could not read its input.
+pub(super) enum CliError {
+    /// This machine could not be probed, or the result not kept.
     #[error(transparent)]
     #[diagnostic(transparent)]
-    Probe(#[from] ProbeCommandError),
+    Look(#[from] LookError),
+    /// A topology could not be read.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Topology(Box<TopologyError>),
     /// A file between rooms.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -62,23 +67,28 @@ pub enum CliError {
     },
 }
 
+impl From<TopologyError> for CliError {
+    fn from(error: TopologyError) -> Self {
+        Self::Topology(Box::new(error))
+    }
+}
+
 impl CliError {
     /// The exit code that the README documents for this.
     #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Probe(error) => error.exit(),
             Self::Record(error) if error.is_input() => Exit::Usage,
             Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
-            Self::Model(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
+            Self::Model(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::NoCuda { .. } => Exit::Inconclusive,
-            Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
+            Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
         }
     }
 
     /// The error with its causes and its way out; with a snippet where an input file is at fault.
     #[must_use]
-    pub fn render(&self, colour: bool) -> String {
+    pub(super) fn render(&self, colour: bool) -> String {
         let help = self.help().map_or_else(String::new, |help| format!("\n  help: {help}"));
         if self.source_code().is_some() {
             let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
@@ -94,7 +104,7 @@ impl CliError {
 
 /// An error and its causes, outermost first.
 #[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -14,7 +14,7 @@ use super::{CliError, Exit, Output};
 /// Lists the models that rigscale can train
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  rigscale models --memory llama-15m,2,256")]
-pub struct Args {
+pub(super) struct Args {
     /// Prints what one rank keeps in memory for this model, batch and context
     #[arg(long, value_name = "MODEL,BATCH,CONTEXT")]
     memory: Option<String>,
@@ -45,7 +45,7 @@ struct Memory(MemoryPlan);
 ///
 /// # Errors
 /// An unknown model or a malformed `--memory`.
-pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let terminal = |source| CliError::Terminal { attempt: "print the models", source };
     match &args.memory {
         Some(text) => {

@@ -11,7 +11,7 @@ use crate::units::Seconds;
 use super::Output;
 
 /// Shows the progress of one phase.
-pub struct Meter {
+pub(super) struct Meter {
     out: Output,
     bar: Option<ProgressBar>,
     started: Instant,
@@ -21,7 +21,7 @@ pub struct Meter {
 impl Meter {
     /// A meter for a plan, on stderr.
     #[must_use]
-    pub fn new(out: Output) -> Self {
+    pub(super) fn new(out: Output) -> Self {
         let bar = (!out.quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
             // a template that does not parse would be a bug of ours, and only costs the bar its looks
@@ -34,7 +34,7 @@ impl Meter {
     }
 
     /// Shows where the plan is.
-    pub fn show(&mut self, progress: &Progress) {
+    pub(super) fn show(&mut self, progress: &Progress) {
         let whole = (progress.trials * progress.of) as u64;
         let done = (progress.index * progress.of + progress.steps) as u64;
         let left = self.left(done, whole);
@@ -60,7 +60,7 @@ impl Meter {
     }
 
     /// Takes the bar away.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

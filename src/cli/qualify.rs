@@ -27,7 +27,7 @@ Examples:
   rigscale qualify --field order=A1234 -o reports/A1234
 
 Exit codes: 0 pass, 1 rigscale failed, 2 usage, 3 below target, 4 fault, 5 hang, 6 inconclusive or not gradable")]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
 
@@ -64,7 +64,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See [`CliError`]; a machine that does not scale is a verdict, not an error.
-pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
@@ -149,7 +149,9 @@ fn parse_target(text: &str) -> Result<f64, String> {
 
 fn parse_field(text: &str) -> Result<Field, String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok(Field { key: key.trim().into(), value: value.trim().into() }),
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok(Field { key: key.trim().into(), value: value.trim().into() })
+        }
         _ => Err("give a name and a text, as in --field order=A1234".into()),
     }
 }

@@ -15,7 +15,7 @@ use super::{CliError, Exit, Output};
 Examples:
   rigscale report reports/A1234
   rigscale report reports/after reports/before     the first foremost, the second beside it")]
-pub struct Args {
+pub(super) struct Args {
     /// Run folders that hold an analysis.json; the report goes into the first
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See [`CliError`].
-pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let mut folders = Vec::new();
     let mut analyses: Vec<Analysis> = Vec::new();
     for run in &args.runs {

@@ -1,4 +1,4 @@
-//! What every command that trains needs first: the machine probed, a run folder, shares of the machine.
+//! What every command that trains needs first: the machine look, a run folder, shares of the machine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::launch::{Fit, LaunchError, Launcher, cpu_shares};
 use crate::record::{Device, RunFolder};
 use crate::topology::Topology;
 
-use super::probe::Probed;
+use super::look::Look;
 use super::workload::{Compute, Workload};
 use super::{CliError, Output};
 
@@ -18,28 +18,28 @@ const REPORTS: &str = "reports";
 /// Set by Ctrl-C, SIGTERM and SIGHUP.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A probed machine, a run folder that holds what was found, and shares of the machine.
-pub struct Session {
+/// A look machine, a run folder that holds what was found, and shares of the machine.
+pub(super) struct Session {
     /// Where everything goes.
-    pub folder: RunFolder,
+    pub(super) folder: RunFolder,
     /// What computes.
-    pub device: Device,
+    pub(super) device: Device,
     /// Shares of the machine.
-    pub fit: Fit,
+    pub(super) fit: Fit,
     /// The machine.
-    pub topology: Topology,
+    pub(super) topology: Topology,
 }
 
 impl Session {
     /// Probes the machine, creates the run folder and writes topology, findings and transcript into it.
     ///
     /// # Errors
-    /// The device cannot be trained on, the folder not written, or the machine not probed.
-    pub fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
+    /// The device cannot be trained on, the folder not written, or the machine not look.
+    pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
         workload.config()?;
         out.remark("probing the machine");
-        let probed = Probed::live()?;
-        let nvidia = probed.topology.has_nvidia_gpu();
+        let look = Look::live()?;
+        let nvidia = look.topology.has_nvidia_gpu();
         let device = workload.device.on(nvidia);
         if device == Device::Cuda {
             let why = match workload.device {
@@ -48,17 +48,17 @@ impl Session {
             };
             return Err(CliError::NoCuda { why });
         }
-        let fit = cpu_shares(&probed.topology.cores(), &workload.world);
+        let fit = cpu_shares(&look.topology.cores(), &workload.world);
         let folder = match place {
             Some(place) => RunFolder::create_at(place)?,
-            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &probed.topology.model())?,
+            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(&look.topology))?,
         };
-        probed.write(folder.path())?;
-        Ok(Self { folder, device, fit, topology: probed.topology })
+        look.write(folder.path())?;
+        Ok(Self { folder, device, fit, topology: look.topology })
     }
 
     /// Says on what will be trained.
-    pub fn announce(&self, out: &Output) {
+    pub(super) fn announce(&self, out: &Output) {
         let cores = self.fit.shares.first().map_or(0, |share| share.cpus.len());
         out.remark(format!(
             "no NVIDIA GPU will take part: ranks run on {cores} core{} each, which says nothing about GPUs",
@@ -71,14 +71,14 @@ impl Session {
     ///
     /// # Errors
     /// The program of this process cannot be found.
-    pub fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Result<Launcher<'a>, CliError> {
+    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Result<Launcher<'a>, CliError> {
         let program = std::env::current_exe().map_err(|source| LaunchError::Program { source })?;
         Ok(Launcher { program, folder: &self.folder, stop, software: self.software() })
     }
 
     fn software(&self) -> BTreeMap<String, String> {
         let mut software = BTreeMap::from([("rigscale".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
-        if let Ok(kernel) = &self.topology.kernel.release {
+        if let Ok(kernel) = &self.topology.system.kernel {
             software.insert("kernel".into(), kernel.clone());
         }
         software
@@ -89,7 +89,7 @@ impl Session {
 ///
 /// # Errors
 /// The handler cannot be installed.
-pub fn interruptible() -> Result<&'static AtomicBool, CliError> {
+pub(super) fn interruptible() -> Result<&'static AtomicBool, CliError> {
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(super::Exit::Interrupted as i32);
@@ -100,4 +100,16 @@ pub fn interruptible() -> Result<&'static AtomicBool, CliError> {
         source: std::io::Error::other(error.to_string()),
     })?;
     Ok(&STOP)
+}
+
+/// What the machine is called in the name of its run folder: its product, else its mainboard, else its processor.
+fn machine_name(topology: &Topology) -> String {
+    let machine = &topology.machine;
+    let vendor = machine.vendor.clone().unwrap_or_default();
+    match (&machine.product, &machine.board, &topology.cpu.model) {
+        (Ok(product), _, _) => format!("{vendor} {product}"),
+        (_, Ok(board), _) => board.clone(),
+        (_, _, Ok(cpu)) => cpu.clone(),
+        _ => "machine".into(),
+    }
 }

@@ -26,7 +26,7 @@ const STEPS: u32 = 50;
 Examples:
   rigscale train --world 1,2 --model llama-tiny --steps 100
   rigscale train --data tokens.bin --steps 500 -o reports/my-data")]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
 
@@ -58,7 +58,7 @@ struct Training {
 ///
 /// # Errors
 /// See [`CliError`].
-pub fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
@@ -115,11 +115,8 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
         .collect::<Result<Vec<RankFile>, _>>()?;
     let hashes: Vec<Option<&str>> =
         ranks.iter().map(|rank| rank.end.as_ref().map(|end| end.parameters_sha256.as_str())).collect();
-    let steady: Vec<f64> = ranks
-        .iter()
-        .flat_map(|rank| rank.steps.iter().skip(plan.heating_steps))
-        .map(|step| step.step_s.0)
-        .collect();
+    let steady: Vec<f64> =
+        ranks.iter().flat_map(|rank| rank.steps.iter().skip(plan.heating_steps)).map(|step| step.step_s.0).collect();
     let step_s = Seconds(stats::median(&steady));
     let config = &plan.config;
     let tokens = Tokens((config.batch * config.context * config.accumulate * ranks.len()) as u64);

@@ -6,18 +6,18 @@ use std::fs;
 use serde::{Serialize, Serializer};
 
 use crate::analyze::analyze;
-use crate::record::{Analysis, Field, Manifest, Outcome, RecordError, RunFolder, write_json, write_whole};
+use crate::record::{Analysis, Field, Manifest, Outcome, RecordError, RunFolder, read_text, write_json, write_whole};
 use crate::report::{Summary, render};
-use crate::topology;
+use crate::topology::{YAML_BYTES_MAX, from_yaml};
 
 use super::{CliError, Exit};
 
 /// An analysis as a person or a program reads it.
-pub struct Shown<'a> {
+pub(super) struct Shown<'a> {
     /// The analysis.
-    pub analysis: &'a Analysis,
+    pub(super) analysis: &'a Analysis,
     /// With colour.
-    pub colour: bool,
+    pub(super) colour: bool,
 }
 
 impl Serialize for Shown<'_> {
@@ -36,10 +36,12 @@ impl fmt::Display for Shown<'_> {
 ///
 /// # Errors
 /// A file cannot be read, or the runs not analyzed.
-pub fn analyze_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
+pub(super) fn analyze_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
     let mut files = folder.read()?;
     if folder.topology().exists() {
-        let topology = topology::read(&folder.topology())?;
+        let path = folder.topology();
+        let text = read_text(&path, YAML_BYTES_MAX as u64)?;
+        let topology = from_yaml(&text, &path.display().to_string())?;
         files.identity = topology.identity().into_iter().map(|(key, value)| Field { key, value }).collect();
     }
     let analysis = analyze(&files)?;
@@ -52,7 +54,7 @@ pub fn analyze_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
 ///
 /// # Errors
 /// The report cannot be drawn or written.
-pub fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<(), CliError> {
+pub(super) fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<(), CliError> {
     write_reports(folder, &[analysis])
 }
 
@@ -60,7 +62,7 @@ pub fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<(), CliEr
 ///
 /// # Errors
 /// The report cannot be drawn or written.
-pub fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
+pub(super) fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
     let rendered = render(analyses)?;
     for (name, bytes) in &rendered.files {
         let path = folder.path().join(name);
@@ -79,7 +81,7 @@ pub fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), C
 
 /// The exit code of a verdict.
 #[must_use]
-pub fn exit_of(outcome: Outcome) -> Exit {
+pub(super) fn exit_of(outcome: Outcome) -> Exit {
     match outcome {
         Outcome::Pass => Exit::Pass,
         Outcome::Fail => Exit::BelowTarget,

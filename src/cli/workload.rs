@@ -11,59 +11,59 @@ const WORLD_MAX: usize = 64;
 
 /// What to train, and with how many ranks.
 #[derive(Debug, Clone, Args)]
-pub struct Workload {
+pub(super) struct Workload {
     /// Numbers of ranks to train with, separated by commas; those that the machine cannot hold are listed and skipped
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4", value_parser = parse_world)]
-    pub world: Vec<usize>,
+    pub(super) world: Vec<usize>,
 
     /// What computes: `auto` takes the CPU only where the PCI tree holds no NVIDIA GPU
     #[arg(long, value_enum, default_value_t = Compute::Auto)]
-    pub device: Compute,
+    pub(super) device: Compute,
 
     /// Model to train; `rigscale models` lists them
     #[arg(long, value_name = "NAME", default_value = "llama-15m")]
-    pub model: String,
+    pub(super) model: String,
 
     /// Sequences per rank and micro-step
     #[arg(long, value_name = "SEQUENCES", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub batch: u32,
+    pub(super) batch: u32,
 
     /// Tokens per sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=131_072))]
-    pub context: u32,
+    pub(super) context: u32,
 
     /// Micro-steps per optimizer step; 1 is the canonical case
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4_096))]
-    pub accumulate: u32,
+    pub(super) accumulate: u32,
 
     /// Optimizer steps of each trial; chosen to fit the time budget if not given
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
-    pub steps: Option<u32>,
+    pub(super) steps: Option<u32>,
 
     /// File of token ids (little-endian) to train on; the seeded synthetic language if not given
     #[arg(long, value_name = "FILE")]
-    pub data: Option<String>,
+    pub(super) data: Option<String>,
 
     /// Bytes per id in the token file
     #[arg(long, value_name = "2|4", default_value = "2", value_parser = parse_token_bytes)]
-    pub token_bytes: u8,
+    pub(super) token_bytes: u8,
 
     /// Seed of weights and data
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
-    pub seed: u64,
+    pub(super) seed: u64,
 
     /// Size at which a gradient bucket is closed
     #[arg(long, value_name = "MIB", default_value_t = 25.0, value_parser = parse_mebi)]
-    pub bucket_mib: f64,
+    pub(super) bucket_mib: f64,
 
     /// The same for the first bucket to be filled
     #[arg(long, value_name = "MIB", default_value_t = 1.0, value_parser = parse_mebi)]
-    pub first_bucket_mib: f64,
+    pub(super) first_bucket_mib: f64,
 }
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Compute {
+pub(super) enum Compute {
     /// NVIDIA GPUs if the machine has any, else the CPU
     Auto,
     /// NVIDIA GPUs
@@ -75,7 +75,7 @@ pub enum Compute {
 impl Compute {
     /// The device, given whether the PCI tree holds an NVIDIA GPU.
     #[must_use]
-    pub fn on(self, nvidia_gpu: bool) -> Device {
+    pub(super) fn on(self, nvidia_gpu: bool) -> Device {
         match (self, nvidia_gpu) {
             (Self::Cpu, _) | (Self::Auto, false) => Device::Cpu,
             (Self::Cuda, _) | (Self::Auto, true) => Device::Cuda,
@@ -88,7 +88,7 @@ impl Workload {
     ///
     /// # Errors
     /// No preset has that name.
-    pub fn config(&self) -> Result<TrainConfig, UnknownModel> {
+    pub(super) fn config(&self) -> Result<TrainConfig, UnknownModel> {
         let preset = preset(&self.model)?;
         let data = match &self.data {
             None => DataSource::Synthetic,

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use crate::comm::Shm;
 use crate::device::{Clock, SharedMemory};
 use crate::record::{
-    Arm, Finding, Findings, Grade, Origin, Plan, RecordError, RunFolder, RunHead, SCHEMA, Severity, Trial, read_rank_file,
-    write_json,
+    Arm, Finding, Findings, Grade, Origin, Plan, RecordError, RunFolder, RunHead, SCHEMA, Severity, Trial,
+    read_rank_file, write_json,
 };
 use crate::stats;
 use crate::train::gradient_bucket_lengths;
@@ -95,7 +95,8 @@ impl Launcher<'_> {
     /// # Errors
     /// As [`Launcher::launch`].
     pub fn calibrate(&self, draft: &Plan) -> Result<Result<Seconds, Launched>, LaunchError> {
-        let mut plan = Plan { grade: Grade::Ungraded, limits: limits(Seconds(1.0), CALIBRATION_STEPS), ..draft.clone() };
+        let mut plan =
+            Plan { grade: Grade::Ungraded, limits: limits(Seconds(1.0), CALIBRATION_STEPS), ..draft.clone() };
         plan.config.steps = CALIBRATION_STEPS;
         let shares = (0..plan.shares.len()).collect();
         let trial = Trial { name: "calibration".into(), launch: 0, arm: Arm::Together, shares };

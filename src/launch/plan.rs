@@ -206,9 +206,10 @@ fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, tr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::launch::shares::{Core, cpu_shares};
+    use crate::launch::shares::cpu_shares;
     use crate::model::preset;
     use crate::record::{DataSource, Precision};
+    use crate::topology::Core;
 
     fn wanted() -> Wanted {
         Wanted {

@@ -139,10 +139,8 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
         return Ok(());
     }
     let (record, records) = mpsc::sync_channel(UNWRITTEN_MAX);
-    let keeper = thread::Builder::new()
-        .name("recorder".into())
-        .spawn(move || keep(writer, &records))
-        .map_err(GaveUp::other)?;
+    let keeper =
+        thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
     let times = CpuTimes::now();
     let trained = steps(&assignment, &mut trainer, &record, &ordered);
     drop(record);
@@ -191,12 +189,7 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
     Ok(writer)
 }
 
-fn end(
-    trainer: &mut Trainer,
-    reason: EndReason,
-    steps: usize,
-    times: Option<CpuTimes>,
-) -> Result<RunEnd, GaveUp> {
+fn end(trainer: &mut Trainer, reason: EndReason, steps: usize, times: Option<CpuTimes>) -> Result<RunEnd, GaveUp> {
     let stolen = times.and_then(|earlier| CpuTimes::now()?.stolen_since(earlier));
     Ok(RunEnd {
         reason,

@@ -122,12 +122,7 @@ impl Drop for Ranks {
 }
 
 impl RankProcess {
-    fn start(
-        program: &Path,
-        assignment: &Assignment,
-        rank: usize,
-        say: Sender<(usize, Heard)>,
-    ) -> io::Result<Self> {
+    fn start(program: &Path, assignment: &Assignment, rank: usize, say: Sender<(usize, Heard)>) -> io::Result<Self> {
         let log = assignment.file.with_extension("log");
         let mut child = Command::new(program)
             .arg("rank")

@@ -3,15 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::record::{Share, SkippedWorld};
-
-/// One physical core: its CPUs (SMT siblings) and its NUMA node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Core {
-    /// Numbers of the kernel.
-    pub cpus: Vec<usize>,
-    /// NUMA node, where the machine names one.
-    pub numa_node: Option<u32>,
-}
+use crate::topology::Core;
 
 /// The shares of the largest world that fits, the worlds that fit and those that do not.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,10 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 const YAML_BYTES_MAX: u64 = 16 << 20;
 
 /// Reads a text file of at most `limit` bytes.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, RecordError> {
+///
+/// # Errors
+/// The file cannot be read, is no text, or is larger.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, RecordError> {
     let fail = |source| RecordError::File { attempt: "read", path: path.into(), source };
     let file = File::open(path).map_err(fail)?;
     let mut text = String::new();

@@ -16,7 +16,7 @@ mod schema;
 
 pub use analysis::*;
 pub use error::{RecordError, YamlError};
-pub use file::{read_json, read_yaml, write_json, write_whole, write_yaml};
+pub use file::{read_json, read_text, read_yaml, write_json, write_whole, write_yaml};
 pub use finding::*;
 pub use folder::*;
 pub use lines::{RankWriter, read_rank_file};
