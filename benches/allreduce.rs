@@ -22,7 +22,7 @@ const ROLE: &str = "RIGSCALE_BENCH_RANK";
 const SIZE_S: f64 = 1.0;
 const SAMPLES_MIN: usize = 20;
 const SAMPLES_MAX: usize = 4000;
-const WARM_UP: usize = 5;
+const WARM_UP: usize = 20;
 const WORLD: usize = 2;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -81,12 +81,14 @@ fn be_rank(role: &str) -> Outcome<()> {
 
 /// The time of the slowest rank for each call.
 fn measure(comm: &mut Shm, bucket: &mut Floats, shared: &mut Floats) -> Result<Vec<f64>, CommError> {
-    let begin = Instant::now();
+    let mut fastest = f32::INFINITY;
     for turn in 0..WARM_UP {
+        let begin = Instant::now();
         sample(comm, bucket, turn)?;
+        fastest = fastest.min(begin.elapsed().as_secs_f32());
     }
     // Both decide from the same number, their mean.
-    shared[0] = begin.elapsed().as_secs_f32() / WARM_UP as f32;
+    shared[0] = fastest;
     comm.all_reduce_sum(&mut [&mut *shared])?;
     let once = f64::from(shared[0]) / WORLD as f64;
     let samples = ((SIZE_S / once) as usize).clamp(SAMPLES_MIN, SAMPLES_MAX);

@@ -1,5 +1,5 @@
 //! How gradients move between ranks: communicators, one conformance suite for all.
-//! Knows ranks, world size and buffers; hides rings, barriers and shared memory.
+//! Knows ranks, world size and buffers; hides chunks, meetings and shared memory.
 //! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
 
 mod shm;
