@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::record::{Analysis, Arm, Distribution, Interval, LaunchPoint, Phases, Point};
 use crate::units::{Seconds, Tokens, grouped};
 
-use super::page::{Line, OutcomeText, Standing, interval, ratio};
+use super::page::{Line, OutcomeText, Standing, count, interval, ratio};
 
 /// One world size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -152,7 +152,7 @@ fn phase_row(arm: Arm, phases: &Phases) -> PhaseRow {
 fn distribution_row(arm: Arm, times: &Distribution) -> DistributionRow {
     DistributionRow {
         arm: arm_name(arm),
-        steps: grouped(times.steps as f64),
+        steps: count(times.steps),
         quantiles: times.quantiles_s.iter().map(Seconds::to_string).collect(),
     }
 }
