@@ -125,9 +125,9 @@ fn numbers(point: &Point) -> Vec<Line> {
 fn loss(point: &Point) -> Vec<Line> {
     let loss = &point.loss;
     vec![
-        Line::new("Longer than with a free exchange", loss.total_s.to_string()),
+        Line::new("Step lost to exchange", loss.total_s.to_string()),
         Line::new("of it exposed communication", loss.exposed_s.to_string()),
-        Line::new("of it slower compute beside it", loss.slowdown_s.to_string()),
+        Line::new("of it slower compute", loss.slowdown_s.to_string()),
         Line::new("of it unexplained", format!("{}, {} of the step", loss.remainder_s, percent(loss.remainder_share))),
     ]
 }

@@ -273,6 +273,7 @@ pub(crate) fn failing() -> Analysis {
     run.verdict.outcome = Outcome::Fail;
     run.verdict.headline = "Keeps 0.730 of perfect scaling at 8 GPUs, target 0.90.".into();
     run.flags.push(Flag { code: "throttling".into(), blocks: true, text: "power cap on 0000:41:00.0 for 12 s".into() });
+    run.skipped[0].world = 16;
     run.findings[0].severity = Severity::Fault;
     run.shares.iter_mut().for_each(|share| share.gpu = Some(format!("0000:{:x}1:00.0", share.index + 1)));
     run.timeline = Some(timeline(2, 4));
