@@ -90,7 +90,7 @@ fn range(target: f64, shown: &[&Analysis]) -> (f64, f64) {
 fn grid(scene: &mut Scene, frame: &Frame, (low, high): (f64, f64), target: f64) {
     let target_y = frame.y.at(target);
     scene.rect((frame.left, target_y), (frame.right, frame.bottom), Ink::Shade);
-    let (values, decimals) = ticks(low, high, ((high - low) / 0.05).clamp(3.0, 8.0) as usize);
+    let (values, decimals) = ticks(low, high, ((high - low) / 0.05).ceil().clamp(4.0, 8.0) as usize);
     for value in values {
         let y = frame.y.at(value);
         scene.line((frame.left, y), (frame.right, y), 1.0, Ink::Grid);
