@@ -173,6 +173,11 @@ pub(super) fn ratio(value: f64) -> String {
     if value.abs() < 1000.0 { format!("{value:.3}") } else { format!("{value:.2e}") }
 }
 
+/// A whole number: `31`, `12,345`.
+pub(super) fn count(of: usize) -> String {
+    if of < 100 { of.to_string() } else { grouped(of as f64) }
+}
+
 /// `0.940 to 0.962`.
 pub(super) fn interval(interval: Interval) -> String {
     format!("{} to {}", ratio(interval.low), ratio(interval.high))
@@ -200,7 +205,7 @@ impl Page {
         let outcome = OutcomeText::of(run.verdict.outcome);
         let (grade, grade_note) = grade(run.grade);
         Self {
-            title: format!("{}: {}", outcome.word, run.run),
+            title: format!("{} ({grade}), {}", outcome.word, run.run),
             grade: grade.into(),
             grade_note: grade_note.into(),
             outcome,
@@ -223,7 +228,7 @@ impl Page {
             charts: charts.iter().map(chart).collect(),
             comparison: Comparison::of(runs),
             dropped: dropped(run),
-            dropped_count: grouped(run.dropped.iter().map(|dropped| dropped.steps as f64).sum()),
+            dropped_count: count(run.dropped.iter().fold(0, |sum, dropped| sum.saturating_add(dropped.steps))),
             why: run.why.clone(),
             config: config(run),
             shares: run.shares.iter().map(share).collect(),
@@ -238,7 +243,8 @@ fn unit(device: Device) -> &'static str {
     }
 }
 
-fn launches_needed(launches: u32) -> String {
+/// What would settle an inconclusive verdict.
+pub(super) fn launches_needed(launches: u32) -> String {
     let plural = if launches == 1 { "launch" } else { "launches" };
     format!("About {launches} more {plural} of each arm would settle it at the scatter seen.")
 }
@@ -308,7 +314,7 @@ fn dropped(run: &Analysis) -> Vec<DroppedText> {
     let text = |dropped: &crate::record::Dropped| DroppedText {
         trial: dropped.trial.clone(),
         rank: dropped.rank.map_or("all".into(), |rank| rank.to_string()),
-        steps: grouped(dropped.steps as f64),
+        steps: count(dropped.steps),
         why: dropped.why.clone(),
     };
     run.dropped.iter().map(text).collect()
@@ -358,11 +364,11 @@ fn config(run: &Analysis) -> Vec<Line> {
         Line::new("Layers, width", format!("{}, {}", shape.layers, shape.width)),
         Line::new("Heads, key-value heads", format!("{}, {}", shape.heads, shape.kv_heads)),
         Line::new("Feed-forward width", shape.ffn.to_string()),
-        Line::new("Vocabulary", grouped(shape.vocabulary as f64)),
+        Line::new("Vocabulary", count(shape.vocabulary)),
         Line::new("Sequences per rank", config.batch.to_string()),
-        Line::new("Tokens per sequence", grouped(config.context as f64)),
+        Line::new("Tokens per sequence", count(config.context)),
         Line::new("Gradient accumulation", config.accumulate.to_string()),
-        Line::new("Steps per trial", grouped(config.steps as f64)),
+        Line::new("Steps per trial", count(config.steps)),
         Line::new("Precision", precision),
         Line::new("Data", data),
         Line::new("Seed", config.seed.to_string()),

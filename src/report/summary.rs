@@ -8,13 +8,13 @@ use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Tab
 use crate::record::{Analysis, Device, Point};
 use crate::units::grouped;
 
-use super::page::{OutcomeText, Standing, findings_count, grade, interval, ratio};
+use super::page::{OutcomeText, findings_count, grade, interval, launches_needed, ratio};
 use super::text::printable_text;
 
 /// Columns of a terminal that everything fits.
 const COLUMNS: u16 = 80;
 /// Longer texts are cut: the page has them whole.
-const CHARS_MAX: usize = 230;
+const CHARS_MAX: usize = 156;
 /// Lists are cut here, and say so.
 const REASONS_MAX: usize = 4;
 const FLAGS_MAX: usize = 3;
@@ -53,7 +53,7 @@ impl Display for Summary<'_> {
         }
         more(out, run.verdict.reasons.len(), REASONS_MAX, "reasons")?;
         if let Some(launches) = run.verdict.launches_needed {
-            paragraph(out, "-", &format!("About {launches} more launches of each arm would settle it."))?;
+            paragraph(out, "-", &launches_needed(launches))?;
         }
         for flag in run.flags.iter().take(FLAGS_MAX) {
             let blocks = if flag.blocks { " (blocks the verdict)" } else { "" };
@@ -95,11 +95,8 @@ impl Summary<'_> {
             column.set_cell_alignment(CellAlignment::Right);
             column.set_padding((0, 2));
         }
-        for (line, point) in std::iter::once(None).chain(run.points.iter().map(Some)).enumerate() {
-            let Some(text) = table.lines().nth(line) else { continue };
-            let standing = point.map(|point| Standing::of(run, point));
-            writeln!(out, "{}", text.trim_end())?;
-            let _ = standing;
+        for line in table.lines() {
+            writeln!(out, "{}", line.trim_end())?;
         }
         more(out, run.points.len(), WORLDS_MAX, "world sizes")
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::record::{Analysis, Arm, Distribution, Interval, LaunchPoint, Phases, Point};
 use crate::units::{Seconds, Tokens, grouped};
 
-use super::page::{Line, OutcomeText, Standing, interval, ratio};
+use super::page::{Line, OutcomeText, Standing, count, interval, ratio};
 
 /// One world size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -125,9 +125,9 @@ fn numbers(point: &Point) -> Vec<Line> {
 fn loss(point: &Point) -> Vec<Line> {
     let loss = &point.loss;
     vec![
-        Line::new("Longer than with a free exchange", loss.total_s.to_string()),
+        Line::new("Step lost to exchange", loss.total_s.to_string()),
         Line::new("of it exposed communication", loss.exposed_s.to_string()),
-        Line::new("of it slower compute beside it", loss.slowdown_s.to_string()),
+        Line::new("of it slower compute", loss.slowdown_s.to_string()),
         Line::new("of it unexplained", format!("{}, {} of the step", loss.remainder_s, percent(loss.remainder_share))),
     ]
 }
@@ -152,7 +152,7 @@ fn phase_row(arm: Arm, phases: &Phases) -> PhaseRow {
 fn distribution_row(arm: Arm, times: &Distribution) -> DistributionRow {
     DistributionRow {
         arm: arm_name(arm),
-        steps: grouped(times.steps as f64),
+        steps: count(times.steps),
         quantiles: times.quantiles_s.iter().map(Seconds::to_string).collect(),
     }
 }

@@ -78,7 +78,7 @@ fn panel(scene: &mut Scene, point: &Point, top: f64, frame: &Panel) -> f64 {
     scene.text((frame.left, top + 15.0), Align::Start, Face::STRONG, Ink::Text, &name);
     let mut y = top + HEAD;
     let bottom = y + point.distribution.len() as f64 * ROW;
-    let (values, decimals) = ticks(frame.low / frame.size, frame.high / frame.size, 4);
+    let (values, decimals) = ticks(frame.low / frame.size, frame.high / frame.size, 6);
     for value in values {
         let x = frame.x.at(value * frame.size);
         scene.line((x, y - 6.0), (x, bottom), 1.0, Ink::Grid);

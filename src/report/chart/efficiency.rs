@@ -90,7 +90,7 @@ fn range(target: f64, shown: &[&Analysis]) -> (f64, f64) {
 fn grid(scene: &mut Scene, frame: &Frame, (low, high): (f64, f64), target: f64) {
     let target_y = frame.y.at(target);
     scene.rect((frame.left, target_y), (frame.right, frame.bottom), Ink::Shade);
-    let (values, decimals) = ticks(low, high, 7);
+    let (values, decimals) = ticks(low, high, ((high - low) / 0.05).ceil().clamp(4.0, 8.0) as usize);
     for value in values {
         let y = frame.y.at(value);
         scene.line((frame.left, y), (frame.right, y), 1.0, Ink::Grid);
@@ -135,8 +135,12 @@ fn labels(scene: &mut Scene, frame: &Frame, target: f64, shown: &[&Analysis], na
         }
     }
     entries.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let wanted: Vec<f64> = entries.iter().map(|entry| entry.0).collect();
-    for (y, (_, face, ink, text)) in apart(&wanted, LINE, (frame.top, frame.bottom)).into_iter().zip(&entries) {
+    // The target's label stays beside its line; the others make room above and below it.
+    let (upper, lower) = entries.split_at(1 + entries.iter().position(|entry| entry.2 == Ink::Danger).unwrap_or(0));
+    let wanted = |part: &[(f64, Face, Ink, String)]| part.iter().map(|entry| entry.0).collect::<Vec<f64>>();
+    let mut placed = apart(&wanted(upper), LINE, (frame.top, frame.y.at(target)));
+    placed.extend(apart(&wanted(lower), LINE, (frame.y.at(target) + LINE, frame.bottom)));
+    for (y, (_, face, ink, text)) in placed.into_iter().zip(&entries) {
         scene.text((x, y + 4.5), Align::Start, *face, *ink, text);
     }
 }

@@ -173,14 +173,27 @@ pub(super) fn png(scene: &Scene) -> Result<Vec<u8>, PaintError> {
 fn averaged(large: &[u8], width: usize, height: usize, block: usize) -> (usize, usize, Vec<u8>) {
     let (rows, columns) = (height / block, width / block);
     let mut small = Vec::with_capacity(rows * columns * 3);
-    for row in 0..rows {
-        for column in 0..columns {
-            for channel in 0..3 {
-                let at = |y: usize, x: usize| ((row * block + y) * width + column * block + x) * 3 + channel;
-                let sum: u32 = (0..block).flat_map(|y| (0..block).map(move |x| u32::from(large[at(y, x)]))).sum();
-                small.push((sum / (block * block) as u32) as u8);
+    for band in large.chunks_exact(width * 3 * block) {
+        let mut sums = vec![0u32; columns * 3];
+        for line in band.chunks_exact(width * 3) {
+            for (sum, pixels) in sums.chunks_exact_mut(3).zip(line.chunks_exact(3 * block)) {
+                for pixel in pixels.chunks_exact(3) {
+                    sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u32::from(*value));
+                }
             }
         }
+        small.extend(sums.iter().map(|sum| (sum / (block * block) as u32) as u8));
     }
     (rows, columns, small)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::averaged;
+
+    #[test]
+    fn a_pixel_is_the_mean_of_its_block() {
+        let large = [0, 10, 20, 4, 10, 20, 8, 10, 20, 4, 30, 20];
+        assert_eq!(averaged(&large, 2, 2, 2), (1, 1, vec![4, 15, 20]));
+    }
 }

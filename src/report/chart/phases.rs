@@ -34,7 +34,7 @@ pub(super) fn scene(runs: &[&Analysis], width: f64) -> Option<Scene> {
     let subtitle = format!("Mean step by phase, {unit}");
     let (mut scene, top) = Scene::titled(width, "Where the time goes", &subtitle);
     let entries = parts(&Phases::default()).map(|(name, ink, _)| (ink, name));
-    let top = scene.legend(top - 8.0, &entries) + 6.0;
+    let top = scene.legend(top - 2.0, &entries) + 6.0;
 
     let left = EDGE + 66.0;
     let right = width - EDGE - 58.0;
@@ -49,20 +49,17 @@ pub(super) fn scene(runs: &[&Analysis], width: f64) -> Option<Scene> {
     }
     let mut y = top;
     for point in main.points.iter().filter(|point| !point.phases.is_empty()) {
-        scene.rect(
-            (EDGE, y + 2.0),
-            (EDGE + Face::STRONG.width(&ranks(point.world, main.device)) * 1.1, y + HEAD - 2.0),
-            Ink::Paper,
-        );
-        scene.text((EDGE, y + 16.0), Align::Start, Face::STRONG, Ink::Text, &ranks(point.world, main.device));
+        let name = ranks(point.world, main.device);
+        scene.plate((EDGE, y + 16.0), Align::Start, Face::STRONG, Ink::Text, &name);
         y += HEAD;
+        let first = y;
         for (which, phases) in &point.phases {
             row(&mut scene, *which, phases, (left, y), (&x, size));
             y += ROW;
         }
+        scene.line((left, first - 3.0), (left, y - ROW + BAR + 3.0), 1.25, Ink::Axis);
         y += 8.0;
     }
-    scene.line((left, top), (left, bottom), 1.25, Ink::Axis);
     scene.height = bottom + 32.0;
     Some(scene)
 }
@@ -82,5 +79,5 @@ fn row(scene: &mut Scene, which: Arm, phases: &Phases, (left, top): (f64, f64), 
         }
     }
     let label = crate::units::grouped(total(phases).0 / size);
-    scene.text((x.at(begun) + 7.0, baseline), Align::Start, Face::STRONG, Ink::Text, &label);
+    scene.plate((x.at(begun) + 7.0, baseline), Align::Start, Face::STRONG, Ink::Text, &label);
 }

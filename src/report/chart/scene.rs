@@ -214,6 +214,18 @@ impl Scene {
         self.marks.push(Mark::Text { at, align, face, ink, text: text.to_owned() });
     }
 
+    /// A text on a plate that hides the grid behind it.
+    pub(super) fn plate(&mut self, at: At, align: Align, face: Face, ink: Ink, text: &str) {
+        let width = face.width(text) * 1.06;
+        let left = match align {
+            Align::Start => at.0,
+            Align::Middle => at.0 - width / 2.0,
+            Align::End => at.0 - width,
+        };
+        self.rect((left - 2.0, at.1 - face.em * 0.85), (left + width + 2.0, at.1 + face.em * 0.25), Ink::Paper);
+        self.text(at, align, face, ink, text);
+    }
+
     /// A horizontal line of dashes.
     pub(super) fn dashes(&mut self, from_x: f64, to_x: f64, y: f64, ink: Ink) {
         const DASH: f64 = 7.0;

@@ -12,7 +12,7 @@ pub(super) fn scene(runs: &[&Analysis], width: f64) -> Option<Scene> {
     let largest = main.points.iter().map(|point| point.solo_rate.0.max(point.ddp_rate.0)).reduce(f64::max)?;
     let subtitle = "Tokens per second over all ranks";
     let (mut scene, top) = Scene::titled(width, "Throughput, measured and ideal", subtitle);
-    let top = scene.legend(top - 8.0, &[(Ink::Pale, "ideal"), (Ink::Blue, "measured")]) + 14.0;
+    let top = scene.legend(top - 2.0, &[(Ink::Pale, "ideal"), (Ink::Blue, "measured")]) + 14.0;
     let bottom = top + if width < NARROW_BELOW { 190.0 } else { 240.0 };
 
     let (values, _) = ticks(0.0, largest * 1.02, 5);
@@ -44,7 +44,7 @@ fn bars(scene: &mut Scene, point: &Point, device: Device, (centre, slot): (f64, 
         let label = grouped(rate.0);
         if Face::SMALL.width(&label) * 1.06 <= bar + 2.0 {
             let text = if ink == Ink::Pale { Ink::Muted } else { Ink::Text };
-            scene.text((x + bar / 2.0, top - 5.0), Align::Middle, Face::SMALL, text, &label);
+            scene.plate((x + bar / 2.0, top - 5.0), Align::Middle, Face::SMALL, text, &label);
         }
     }
     let name = ranks(point.world, device);

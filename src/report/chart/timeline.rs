@@ -31,9 +31,8 @@ pub(super) fn scene(runs: &[&Analysis], width: f64) -> Option<Scene> {
     }
     let (mut scene, top) = Scene::titled(width, "Buckets of one step", &subtitle);
     let mut entries = parts(&lanes.first()?.phases).map(|(name, ink, _)| (ink, name)).to_vec();
-    entries.truncate(4);
-    entries.extend([(Ink::Pale, "bucket waits"), (Ink::Purple, "bucket moves")]);
-    let top = scene.legend(top - 8.0, &entries) + 10.0;
+    entries.push((Ink::Purple, "bucket: thin waits, solid moves"));
+    let top = scene.legend(top - 2.0, &entries) + 10.0;
 
     let left = EDGE + 56.0;
     let x = Scale::new((0.0, end), (left, width - EDGE - 8.0));
@@ -94,7 +93,7 @@ fn draw_lane(scene: &mut Scene, lane: &Lane, top: f64, x: &Scale) {
     for (bucket, track) in lane.buckets.iter().zip(tracks(&lane.buckets)) {
         let y = top + COMPUTE + 4.0 + track as f64 * (TRACK + 2.0);
         let (ready, start, end) = (x.at(bucket.ready_s.0), x.at(bucket.start_s.0), x.at(bucket.end_s.0));
-        scene.rect((ready, y + TRACK / 2.0 - 1.0), (start, y + TRACK / 2.0 + 1.0), Ink::Pale);
+        scene.rect((ready, y + TRACK / 2.0 - 1.0), (start, y + TRACK / 2.0 + 1.0), Ink::Purple);
         scene.rect((start, y), (end.max(start + 1.0), y + TRACK), Ink::Purple);
     }
 }
