@@ -12,7 +12,7 @@ mod simd;
 
 pub use clock::Clock;
 pub use floats::Floats;
-pub use host::host_memory;
+pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
 pub use product::{Matrix, MatrixMut, multiply};
 pub use simd::vectorised;
