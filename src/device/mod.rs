@@ -21,7 +21,7 @@ pub use affinity::{allowed_cpus, pin_to};
 pub use clock::Clock;
 pub use error::DeviceError;
 pub use floats::Floats;
-pub use host::host_memory;
+pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
 pub use nvml::{DriverFact, GpuFact, Nvml};
 pub use process::{CpuTimes, ask_group_to_end, end_with_parent, kill_group, peak_resident};

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use crate::device::{Floats, Matrix, MatrixMut, multiply};
+use crate::device::{Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
 
 use super::ops::{AdamWUpdate, Gated, Heads, Linear, Logits, Lookup, Norm, Ops, Write};
 
@@ -57,6 +57,7 @@ impl Cpu {
     /// # Errors
     /// The system refused to start a thread.
     pub fn new(threads: usize) -> Result<Self, ThreadPoolBuildError> {
+        keep_freed_memory();
         let threads = threads.max(1);
         let pool =
             ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("compute-{index}")).build()?;
