@@ -6,11 +6,19 @@ use crate::topology::{Bridge, Gpu, Hop, PciAddress, Phase, Topology, Why};
 
 use super::Breach;
 
-/// Every hop of every NVIDIA GPU, each link once.
+/// The links above a GPU, outermost first; none in a virtual machine, whose ports offer what the hypervisor made up.
+fn judged_hops<'a>(topology: &'a Topology, gpu: &'a Gpu) -> Vec<Hop<'a>> {
+    match topology.system.virtual_machine {
+        Ok(true) => Vec::new(),
+        _ => topology.hops(gpu),
+    }
+}
+
+/// Every link above every NVIDIA GPU, each once.
 fn nvidia_hops(topology: &Topology) -> BTreeMap<PciAddress, (Hop<'_>, Vec<&Gpu>)> {
     let mut hops: BTreeMap<PciAddress, (Hop<'_>, Vec<&Gpu>)> = BTreeMap::new();
     for gpu in topology.nvidia_gpus() {
-        for hop in topology.hops(gpu) {
+        for hop in judged_hops(topology, gpu) {
             hops.entry(hop.lower).or_insert_with(|| (hop, Vec::new())).1.push(gpu);
         }
     }
@@ -93,7 +101,7 @@ pub(super) fn chipset_slot(topology: &Topology) -> Vec<Breach> {
 pub(super) fn narrow_uplink(topology: &Topology) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for gpu in topology.nvidia_gpus() {
-        let hops = topology.hops(gpu);
+        let hops = judged_hops(topology, gpu);
         let Some((own, above)) = hops.split_last() else { continue };
         let Ok(offered) = own.awake() else { continue };
         for hop in above {
@@ -112,7 +120,7 @@ pub(super) fn narrow_uplink(topology: &Topology) -> Vec<Breach> {
 
 pub(super) fn slot_below_card(topology: &Topology) -> Vec<Breach> {
     let judged = topology.nvidia_gpus().filter_map(|gpu| {
-        let hops = topology.hops(gpu);
+        let hops = judged_hops(topology, gpu);
         let own = hops.last()?;
         let (slot, card) = (own.upper_end.max().ok()?, own.lower_end.max().ok()?);
         (slot.common(card) != card).then(|| Breach {
