@@ -81,14 +81,22 @@ fn head_row(src: &[f32], count: usize, at: (usize, usize, usize), context: usize
 /// Turns the pairs `(x[i], x[i + D/2])` by the angles of one position, `turns[D]`.
 #[inline(always)]
 fn turn(out: &mut [f32], x: &[f32], turns: &[f32], way: Turn) {
-    let half = x.len() / 2;
-    let (low, high) = out.split_at_mut(half);
-    let (a, b) = x.split_at(half);
-    let (cos, sin) = turns.split_at(half);
     let sign = match way {
         Turn::Forward => 1.0,
         Turn::Back => -1.0,
     };
+    let half = x.len() / 2;
+    let (low, high) = out.split_at_mut(half);
+    let (a, b) = x.split_at(half);
+    let (cos, sin) = turns.split_at(half);
+    turn_pairs([low, high], [a, b], [cos, sin], sign);
+}
+
+/// [`turn`] with its halves apart, all of one length.
+#[inline(always)]
+fn turn_pairs([low, high]: [&mut [f32]; 2], [a, b]: [&[f32]; 2], [cos, sin]: [&[f32]; 2], sign: f32) {
+    let half = low.len();
+    let (high, a, b, cos, sin) = (&mut high[..half], &a[..half], &b[..half], &cos[..half], &sin[..half]);
     for index in 0..half {
         let sin = sign * sin[index];
         low[index] = a[index] * cos[index] - b[index] * sin;

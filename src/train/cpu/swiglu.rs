@@ -42,14 +42,22 @@ pub(super) fn backward(dims: Gated, dgate_up: &mut [f32], dact: &[f32], gate_up:
                 for ((dgate_up, dact), gate_up) in rows.zip(gate_up.chunks_exact(2 * ffn)) {
                     let (dgate, dup) = dgate_up.split_at_mut(ffn);
                     let (gate, up) = gate_up.split_at(ffn);
-                    let gradients = dgate.iter_mut().zip(dup).zip(dact);
-                    for (((dgate, dup), &dact), (&gate, &up)) in gradients.zip(gate.iter().zip(up)) {
-                        let s = sigmoid(gate);
-                        *dup = dact * gate * s;
-                        *dgate = dact * up * s * (1.0 + gate * (1.0 - s));
-                    }
+                    backward_row([dgate, dup], dact, [gate, up]);
                 }
             },
         );
     });
+}
+
+/// One row of the backward pass. A function of its own tells the compiler that its slices do not overlap, without
+/// which it gives up on vectors.
+#[inline(always)]
+fn backward_row([dgate, dup]: [&mut [f32]; 2], dact: &[f32], [gate, up]: [&[f32]; 2]) {
+    let len = dact.len();
+    let (dgate, dup, gate, up) = (&mut dgate[..len], &mut dup[..len], &gate[..len], &up[..len]);
+    for index in 0..len {
+        let s = sigmoid(gate[index]);
+        dup[index] = dact[index] * gate[index] * s;
+        dgate[index] = dact[index] * up[index] * s * (1.0 + gate[index] * (1.0 - s));
+    }
 }
