@@ -13,6 +13,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// A training that would last for minutes, started, with its two ranks.
 fn running(out: &std::path::Path) -> (Child, Vec<u32>) {
     let child = train(out, 1_000_000).spawn().unwrap();
+    // before its trial, the training times a step with ranks of its own
+    wait_for("the trial", SOON, || out.join("runs/launch-1_ddp-2").exists().then_some(()));
     let ranks = wait_for("two ranks", SOON, || Some(ranks(&child)).filter(|ranks| ranks.len() == 2));
     (child, ranks)
 }

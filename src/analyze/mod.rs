@@ -1,5 +1,5 @@
 //! Reads run folders and judges them.
-//! Knows records and topologies; knows nothing of GPUs, processes or clocks.
+//! Knows records and topologies, nothing of GPUs, processes or clocks; hides which steps count and how intervals are made.
 //! Never drops a sample without listing it in `Analysis::dropped`.
 
 mod events;

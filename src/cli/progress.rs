@@ -5,13 +5,25 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::launch::Progress;
+use crate::launch::{LaunchError, Launched, Launcher, Progress};
+use crate::record::Plan;
 use crate::units::Seconds;
 
 use super::Output;
 
+/// Carries out a plan and shows how far it is.
+///
+/// # Errors
+/// As [`Launcher::launch`].
+pub(super) fn launch(launcher: &Launcher, plan: &Plan, out: &Output) -> Result<Launched, LaunchError> {
+    let mut meter = Meter::new(*out);
+    let end = launcher.launch(plan, &mut |progress| meter.show(progress));
+    meter.finish();
+    end
+}
+
 /// Shows the progress of one phase.
-pub(super) struct Meter {
+struct Meter {
     out: Output,
     bar: Option<ProgressBar>,
     started: Instant,
@@ -21,7 +33,7 @@ pub(super) struct Meter {
 impl Meter {
     /// A meter for a plan, on stderr.
     #[must_use]
-    pub(super) fn new(out: Output) -> Self {
+    fn new(out: Output) -> Self {
         let bar = (!out.quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
             // a template that does not parse would be a bug of ours, and only costs the bar its looks
@@ -34,7 +46,7 @@ impl Meter {
     }
 
     /// Shows where the plan is.
-    pub(super) fn show(&mut self, progress: &Progress) {
+    fn show(&mut self, progress: &Progress) {
         let whole = (progress.trials * progress.of) as u64;
         let done = (progress.index * progress.of + progress.steps) as u64;
         let left = self.left(done, whole);
@@ -60,7 +72,7 @@ impl Meter {
     }
 
     /// Takes the bar away.
-    pub(super) fn finish(&self) {
+    fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::launch::{Launched, Launcher, Wanted, extended, plan};
+use crate::launch::{Launched, Wanted, extended, plan};
 use crate::record::{Arm, Device, Field, Grade, Outcome, Plan, RunFolder, write_yaml};
 use crate::units::Seconds;
 
-use super::progress::Meter;
+use super::progress::launch;
 use super::session::{Session, interruptible};
 use super::verdict::{Shown, analyze_folder, exit_of, write_report};
 use super::workload::Workload;
@@ -99,13 +99,6 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         .map_err(|source| CliError::Terminal { attempt: "print the verdict", source })?;
     show_files(&session.folder, out);
     Ok(exit_of(analysis.verdict.outcome))
-}
-
-fn launch(launcher: &Launcher, plan: &Plan, out: &Output) -> Result<Launched, CliError> {
-    let mut meter = Meter::new(*out);
-    let end = launcher.launch(plan, &mut |progress| meter.show(progress));
-    meter.finish();
-    Ok(end?)
 }
 
 fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {

@@ -12,7 +12,7 @@ use crate::record::{Arm, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read
 use crate::stats;
 use crate::units::{Seconds, Tokens, TokensPerSecond};
 
-use super::progress::Meter;
+use super::progress::launch;
 use super::session::{Session, interruptible};
 use super::workload::Workload;
 use super::{CliError, Exit, Output};
@@ -77,16 +77,20 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         budget: Seconds(1.0),
         fields: Vec::new(),
     };
-    let mut plan = plan(&wanted, &session.fit, Seconds(10.0), jiff::Timestamp::now());
-    plan.why.clear();
+    let now = jiff::Timestamp::now();
+    let draft = plan(&wanted, &session.fit, Seconds(1.0), now);
+    out.remark("timing a step, so that a stuck rank is known for one");
+    let calibration = launcher.calibrate(&draft)?;
+    let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step, now));
     plan.trials.sort_by_key(|trial| trial.shares.len());
     write_yaml(&session.folder.plan(), &plan)?;
     for skipped in &plan.skipped {
         out.remark(format!("skipped: {}", skipped.why));
     }
-    let mut meter = Meter::new(*out);
-    let end = launcher.launch(&plan, &mut |progress| meter.show(progress))?;
-    meter.finish();
+    let end = match calibration {
+        Ok(_) => launch(&launcher, &plan, out)?,
+        Err(end) => end,
+    };
     Manifest::write(&session.folder)?;
     match end {
         Launched::Interrupted => return Ok(Exit::Interrupted),
