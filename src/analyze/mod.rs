@@ -162,7 +162,7 @@ fn gravest_first(findings: &[Finding]) -> Vec<Finding> {
 fn identity(files: &RunFiles) -> Vec<Field> {
     let mut identity = files.identity.clone();
     let mut add = |key: &str, value: &str| {
-        if !identity.iter().any(|field| field.key == key) {
+        if !identity.iter().any(|field| field.key.eq_ignore_ascii_case(key)) {
             identity.push(Field { key: key.into(), value: value.into() });
         }
     };

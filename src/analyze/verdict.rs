@@ -48,11 +48,8 @@ pub(super) fn verdict(files: &RunFiles, evidence: &Evidence<'_>) -> Verdict {
     let blocked = evidence.flags.iter().any(|flag| flag.blocks);
     let settles = outcome == Outcome::Inconclusive && !blocked;
     let launches_needed = if settles { launches_needed(plan, &judged) } else { None };
-    if settles {
-        reasons.push(match launches_needed {
-            Some(count) => format!("At the scatter seen, {count} more launches would settle it."),
-            None => format!("At the scatter seen, fewer than {LAUNCHES_MAX} launches would not settle it."),
-        });
+    if settles && launches_needed.is_none() {
+        reasons.push(format!("At the scatter seen, fewer than {LAUNCHES_MAX} launches would not settle it."));
     }
     Verdict { outcome, headline: titled(plan, &headline), reasons, launches_needed }
 }

@@ -77,7 +77,7 @@ impl Session {
     }
 
     fn software(&self) -> BTreeMap<String, String> {
-        let mut software = BTreeMap::from([("rigscale".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
+        let mut software = BTreeMap::new();
         if let Ok(kernel) = &self.topology.system.kernel {
             software.insert("kernel".into(), kernel.clone());
         }
