@@ -81,12 +81,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
         extension: 0,
         heating_steps: 50,
         order_seed: 1,
-        trials: vec![Trial {
-            name: "launch-1_ddp-4".into(),
-            launch: 1,
-            arm: Arm::Ddp,
-            shares: (0..RANKS).collect(),
-        }],
+        trials: vec![Trial { name: "launch-1_ddp-4".into(), launch: 1, arm: Arm::Ddp, shares: (0..RANKS).collect() }],
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(9e3), stop_s: Seconds(1.0) },
         fields: Vec::new(),
     })

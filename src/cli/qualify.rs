@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 
 use crate::launch::{Launched, Wanted, extended, plan};
-use crate::record::{Arm, Device, Field, Grade, Outcome, Plan, RunFolder, write_yaml};
+use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, write_yaml};
 use crate::units::Seconds;
 
 use super::progress::launch;
@@ -82,22 +82,26 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         Ok(_) => launch(&launcher, &plan, out)?,
         Err(end) => end,
     };
-    let mut analysis = analyze_folder(&session.folder)?;
-    if end == Launched::Completed && plan.extension > 0 && analysis.verdict.outcome == Outcome::Inconclusive {
-        out.remark(format!("inconclusive so far: {} more launches, as announced", plan.extension));
-        plan = extended(&plan);
-        write_yaml(&session.folder.plan(), &plan)?;
-        end = launch(&launcher, &plan, out)?;
-        analysis = analyze_folder(&session.folder)?;
+    if end == Launched::Completed && plan.extension > 0 {
+        let first_look = analyze_folder(&session.folder)?;
+        if first_look.verdict.outcome == Outcome::Inconclusive {
+            out.remark(format!("inconclusive so far: {} more launches, as announced", plan.extension));
+            plan = extended(&plan);
+            write_yaml(&session.folder.plan(), &plan)?;
+            end = launch(&launcher, &plan, out)?;
+        }
     }
-    write_report(&session.folder, &analysis)?;
     if end == Launched::Interrupted {
-        out.remark(format!("interrupted; what was measured is kept in {}", session.folder.path().display()));
+        Manifest::write(&session.folder)?;
+        let place = session.folder.path().display();
+        out.remark(format!("interrupted; what was measured is kept: rigscale analyze {place}"));
         return Ok(Exit::Interrupted);
     }
+    let analysis = analyze_folder(&session.folder)?;
+    write_report(&session.folder, &analysis)?;
     out.emit(&Shown { analysis: &analysis, colour: out.colour() })
         .map_err(|source| CliError::Terminal { attempt: "print the verdict", source })?;
-    show_files(&session.folder, out);
+    out.remark(format!("report: {}", session.folder.path().join("report.html").display()));
     Ok(exit_of(analysis.verdict.outcome))
 }
 
@@ -127,10 +131,6 @@ fn announce(plan: &Plan, out: &Output) {
     for skipped in &plan.skipped {
         out.remark(format!("  skipped: {}", skipped.why));
     }
-}
-
-fn show_files(folder: &RunFolder, out: &Output) {
-    out.remark(format!("report: {}", folder.path().join("report.html").display()));
 }
 
 fn parse_target(text: &str) -> Result<f64, String> {

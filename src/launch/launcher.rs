@@ -35,6 +35,16 @@ pub enum Launched {
     Failed(Finding),
 }
 
+impl From<TrialEnd> for Launched {
+    fn from(end: TrialEnd) -> Self {
+        match end {
+            TrialEnd::Completed => Self::Completed,
+            TrialEnd::Interrupted => Self::Interrupted,
+            TrialEnd::Failed(finding) => Self::Failed(finding),
+        }
+    }
+}
+
 /// What happens while a plan runs, for whoever shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress<'a> {
@@ -77,11 +87,7 @@ impl Launcher<'_> {
                 watch(&Progress { trial, index, trials: plan.trials.len(), steps, of: plan.config.steps });
             };
             step(0);
-            end = match self.run(plan, trial, &self.folder.trial(&trial.name), &mut step)? {
-                TrialEnd::Completed => Launched::Completed,
-                TrialEnd::Interrupted => Launched::Interrupted,
-                TrialEnd::Failed(finding) => Launched::Failed(finding),
-            };
+            end = self.run(plan, trial, &self.folder.trial(&trial.name), &mut step)?.into();
             if end != Launched::Completed {
                 break;
             }
@@ -101,14 +107,10 @@ impl Launcher<'_> {
         let shares = (0..plan.shares.len()).collect();
         let trial = Trial { name: "calibration".into(), launch: 0, arm: Arm::Together, shares };
         let place = self.folder.path().join("calibration");
-        match self.run(&plan, &trial, &place, &mut |_| {})? {
-            TrialEnd::Completed => {}
-            TrialEnd::Interrupted => return Ok(Err(Launched::Interrupted)),
-            TrialEnd::Failed(finding) => {
-                let end = Launched::Failed(finding);
-                self.write_findings(&end)?;
-                return Ok(Err(end));
-            }
+        let end = Launched::from(self.run(&plan, &trial, &place, &mut |_| {})?);
+        if end != Launched::Completed {
+            self.write_findings(&end)?;
+            return Ok(Err(end));
         }
         let mut slowest = Seconds(0.0);
         for rank in 0..trial.shares.len() {
