@@ -193,7 +193,11 @@ fn wrong_topologies_are_errors_with_their_place() {
         (good.replacen("path: PHB", "path: PIX", 1), format!("t.yaml:{}:", line_of("pairs:")), "do not follow"),
         (good.replacen("schema: 1", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 1"),
         (good.replacen("schema: 1", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
-        (good.replacen("parent: 0000:00:01.4", "parent: 0000:00:01.5", 1), "t.yaml:".into(), "not among the bridges"),
+        (
+            good.replacen("parent: \"0000:00:01.4\"", "parent: \"0000:00:01.5\"", 1),
+            "t.yaml:".into(),
+            "not among the bridges",
+        ),
         (good[..good.len() / 2].to_owned(), "t.yaml:".into(), ""),
         ("a: &a [1]\nb: *a\n".to_owned(), "t.yaml:".into(), ""),
         ("[".repeat(100_000), "t.yaml:".into(), ""),

@@ -85,7 +85,7 @@ impl Captured {
         let Some((head, rest)) = lines.split_first() else { return Err(cut(1, "it is empty".into())) };
         check_head(head, file)?;
         let Some((end, middle)) = rest.split_last() else { return Err(cut(1, "it holds nothing but its head".into())) };
-        let mut answers: BTreeMap<Question, Answer> = BTreeMap::new();
+        let mut answers = BTreeMap::<Question, Answer>::new();
         for (index, text) in middle.iter().enumerate() {
             let Line { ask, phase, answer } = parse(text, file, index + 2, LINE_HELP)?;
             let answer = Answer { phase, answer };
