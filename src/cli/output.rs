@@ -40,6 +40,11 @@ impl Output {
         }
     }
 
+    /// An error, on stderr, also with `--quiet`.
+    pub fn complain(text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
     /// True when stdout is a terminal that wants colour.
     #[must_use]
     pub fn colour(&self) -> bool {

@@ -1,9 +1,17 @@
 //! How gradients move between ranks: communicators, one conformance suite for all.
-//! Knows ranks, world size and buffers; hides rings, barriers and shared memory.
+//! Knows ranks, world size and buffers; hides chunks, meetings and shared memory.
 //! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
 
-use crate::units::Seconds;
+mod shm;
+mod solo;
+
+pub use shm::Shm;
+pub use solo::Solo;
+
 use thiserror::Error;
+
+use crate::device::DeviceError;
+use crate::units::Seconds;
 
 /// Sums buffers over the ranks of one training.
 ///
@@ -71,13 +79,23 @@ pub enum CommError {
         /// Its elements.
         theirs: usize,
     },
-    /// The shared memory could not be made or mapped.
-    #[error("could not {attempt} the shared memory of the ranks")]
-    Memory {
-        /// What was tried: "create", "size", "map".
-        attempt: &'static str,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
+    /// A peer left the group: it had finished, or its own call failed.
+    #[error("rank {peer} left while rank {rank} waited for it")]
+    PeerLeft {
+        /// Who noticed.
+        rank: usize,
+        /// Who left.
+        peer: usize,
     },
+    /// A buffer is not one of those that the rank got when it joined.
+    #[error("buffer {buffer} of rank {rank} does not lie in the memory shared by the ranks")]
+    ForeignBuffer {
+        /// Whose call it was.
+        rank: usize,
+        /// Which of the buffers of the call, from 0.
+        buffer: usize,
+    },
+    /// The memory shared by the ranks could not be made or joined.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }

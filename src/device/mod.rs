@@ -3,8 +3,29 @@
 //! Never decides what to measure, and never panics on what a driver answers.
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
 
+mod affinity;
+mod clock;
+mod error;
 mod floats;
+mod host;
+mod layout;
+mod mapped;
 mod nvml;
+mod process;
+mod product;
+mod rank_group;
+mod shared_memory;
+mod simd;
 
+pub use affinity::{allowed_cpus, pin_to};
+pub use clock::Clock;
+pub use error::DeviceError;
 pub use floats::Floats;
+pub use host::{host_memory, keep_freed_memory};
+pub use mapped::Mapped;
 pub use nvml::{DriverFact, GpuFact, Nvml};
+pub use process::{CpuTimes, ask_group_to_end, end_with_parent, kill_group, peak_resident};
+pub use product::{Matrix, MatrixMut, multiply};
+pub(crate) use rank_group::{Fault, RankGroup};
+pub use shared_memory::SharedMemory;
+pub use simd::vectorised;

@@ -1,3 +1,18 @@
 //! Plans, and starting, watching and stopping the processes that carry them out.
 //! Knows trials, ranks and limits; hides pipes, signals and pinning.
 //! Never chooses anything while a plan runs, and never leaves a process behind.
+
+mod error;
+mod launcher;
+mod message;
+mod plan;
+mod rank;
+mod ranks;
+mod shares;
+mod trial;
+
+pub use error::LaunchError;
+pub use launcher::{Launched, Launcher, Progress};
+pub use plan::{Wanted, bucket_layout, extended, plan};
+pub use rank::rank_main;
+pub use shares::{Fit, cpu_shares, shares_of};

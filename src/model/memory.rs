@@ -42,17 +42,20 @@ impl MemoryPlan {
         let element = 4_u64;
         let weights = shape.parameter_count() * element;
         let rows = (batch * context) as u64;
-        // per token and block: both norms' inputs and outputs, qkv, attention's result, gate and up, their product
-        let block = 4 * shape.width + shape.qkv_rows() + shape.heads * shape.head_size() + 3 * shape.ffn;
-        let activations = rows * (shape.layers * block + 3 * shape.width) as u64 * element;
-        let scores = (batch * shape.heads * context * context * shape.layers) as u64 * element;
+        // per token and block: both norms' inputs and outputs, queries, keys and values, attention's result, gate and
+        // up, their product, and a scalar for each norm and each head
+        let (heads, qkv, ffn) = (shape.heads * shape.head_size(), shape.qkv_rows(), 3 * shape.ffn);
+        let block = 4 * shape.width + qkv + heads + ffn + shape.heads + 2;
+        let activations = rows * (shape.layers * block + 2 * shape.width) as u64 * element;
+        // one block at a time: what it adds, and the gradients of all of the above
+        let work = rows * (3 * shape.width + 2 * qkv + heads + ffn) as u64 * element;
         let logits = rows * shape.vocabulary as u64 * element;
         Self::of(&[
             ("weights", weights),
             ("gradients", weights),
             ("moments", 2 * weights),
             ("activations", activations),
-            ("attention scores", scores),
+            ("working space", work),
             ("logits", logits),
         ])
     }

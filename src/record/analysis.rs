@@ -61,7 +61,9 @@ pub struct Analysis {
     pub timeline: Option<Timeline>,
 }
 
-/// An estimate with its 95 % interval.
+/// An estimate with its 95 % interval; where the plan announces an extension the error is split over both looks, and
+/// the interval is one of 97.5 %. A single launch shows no scatter: then nothing is known but that `low` is at least 0
+/// and `high` at most `f64::MAX`, see [`Interval::is_known`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Interval {
@@ -71,6 +73,14 @@ pub struct Interval {
     pub low: f64,
     /// Upper bound.
     pub high: f64,
+}
+
+impl Interval {
+    /// True if there were launches enough for an interval: at least 2.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.high < f64::MAX
+    }
 }
 
 /// The verdict and why.

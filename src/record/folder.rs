@@ -1,8 +1,21 @@
-//! A run folder, read whole: plan, findings and every rank file.
+//! A run folder: where each file lies, and the folder read whole.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::{Bucket, Field, Finding, Plan, RunEnd, RunHead, Step};
+use super::lines::read_rank_file;
+use super::{Bucket, Field, Finding, Findings, Plan, RecordError, RunEnd, RunHead, Step, read_json, read_yaml};
+
+/// No run folder is tried under more names than this when its own is taken.
+const SUFFIX_MAX: u32 = 100;
+
+/// The paths inside one run folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder {
+    path: PathBuf,
+}
 
 /// What a run folder holds, checked line by line.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,4 +44,232 @@ pub struct RankFile {
     pub buckets: Vec<Bucket>,
     /// Last line; none if the rank did not finish.
     pub end: Option<RunEnd>,
+}
+
+impl RunFolder {
+    /// Creates `<base>/<UTC time>_<machine>`, with a suffix if it exists.
+    ///
+    /// # Errors
+    /// The folder cannot be created: not writable, no space.
+    pub fn create(base: &Path, now: jiff::Timestamp, machine: &str) -> Result<Self, RecordError> {
+        let stem = format!("{}_{}", now.strftime("%Y-%m-%dT%H-%M-%SZ"), slug(machine));
+        fs::create_dir_all(base).map_err(|source| cannot_create(base, source))?;
+        for suffix in 1..=SUFFIX_MAX {
+            let name = if suffix == 1 { stem.clone() } else { format!("{stem}_{suffix}") };
+            match Self::create_at(&base.join(name)) {
+                Err(RecordError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+        }
+        Err(cannot_create(&base.join(stem), io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Creates the folder at exactly this path; it must not exist or be empty.
+    ///
+    /// # Errors
+    /// The folder cannot be created, or holds something.
+    pub fn create_at(path: &Path) -> Result<Self, RecordError> {
+        let empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| cannot_create(parent, source))?;
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && empty() => {}
+            other => other.map_err(|source| cannot_create(path, source))?,
+        }
+        let folder = Self { path: path.into() };
+        fs::create_dir(folder.runs()).map_err(|source| cannot_create(&folder.runs(), source))?;
+        Ok(folder)
+    }
+
+    /// An existing run folder.
+    ///
+    /// # Errors
+    /// [`RecordError::NotARun`] if it holds no plan.
+    pub fn open(path: &Path) -> Result<Self, RecordError> {
+        let folder = Self { path: path.into() };
+        match folder.plan().try_exists() {
+            Ok(true) => Ok(folder),
+            Ok(false) => Err(RecordError::NotARun { path: path.into() }),
+            Err(source) => Err(RecordError::File { attempt: "read", path: path.into(), source }),
+        }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its name, without its parents.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let whole = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// `plan.yaml`.
+    #[must_use]
+    pub fn plan(&self) -> PathBuf {
+        self.path.join("plan.yaml")
+    }
+
+    /// `topology.yaml`.
+    #[must_use]
+    pub fn topology(&self) -> PathBuf {
+        self.path.join("topology.yaml")
+    }
+
+    /// `findings.json`: of the probe.
+    #[must_use]
+    pub fn findings(&self) -> PathBuf {
+        self.path.join("findings.json")
+    }
+
+    /// `launch.json`: findings of the launches.
+    #[must_use]
+    pub fn launch_findings(&self) -> PathBuf {
+        self.path.join("launch.json")
+    }
+
+    /// `analysis.json`.
+    #[must_use]
+    pub fn analysis(&self) -> PathBuf {
+        self.path.join("analysis.json")
+    }
+
+    /// `manifest.json`.
+    #[must_use]
+    pub fn manifest(&self) -> PathBuf {
+        self.path.join("manifest.json")
+    }
+
+    /// `runs/`.
+    #[must_use]
+    pub fn runs(&self) -> PathBuf {
+        self.path.join("runs")
+    }
+
+    /// `runs/<trial>/`.
+    #[must_use]
+    pub fn trial(&self, trial: &str) -> PathBuf {
+        self.runs().join(trial)
+    }
+
+    /// `runs/<trial>/rank-<n>.jsonl`.
+    #[must_use]
+    pub fn rank(&self, trial: &str, rank: usize) -> PathBuf {
+        self.trial(trial).join(format!("rank-{rank}.jsonl"))
+    }
+
+    /// Reads plan, findings and every rank file of the plan's trials. The facts of the machine come from
+    /// `topology.yaml`, where there is one.
+    ///
+    /// # Errors
+    /// Names file, line and field of the first problem.
+    pub fn read(&self) -> Result<RunFiles, RecordError> {
+        let plan: Plan = read_yaml(&self.plan())?;
+        let mut findings = Vec::new();
+        for path in [self.findings(), self.launch_findings()] {
+            if path.exists() {
+                findings.extend(read_json::<Findings>(&path)?.findings);
+            }
+        }
+        let mut trials = BTreeMap::new();
+        for trial in &plan.trials {
+            let mut ranks = BTreeMap::new();
+            for rank in 0..trial.shares.len() {
+                let path = self.rank(&trial.name, rank);
+                if path.exists() {
+                    ranks.insert(rank, read_rank_of(&path, &trial.name, rank)?);
+                }
+            }
+            if self.trial(&trial.name).exists() {
+                trials.insert(trial.name.clone(), ranks);
+            }
+        }
+        self.refuse_strays(&plan)?;
+        Ok(RunFiles { name: self.name(), plan, findings, identity: Vec::new(), trials })
+    }
+
+    /// A folder under `runs/` that the plan does not name would be evidence that nobody weighs.
+    fn refuse_strays(&self, plan: &Plan) -> Result<(), RecordError> {
+        let fail = |source| RecordError::File { attempt: "read", path: self.runs(), source };
+        if !self.runs().exists() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(self.runs()).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name();
+            if !plan.trials.iter().any(|trial| name == trial.name.as_str()) {
+                return Err(RecordError::Stray { path: self.runs().join(name) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a rank file and holds its head against its place in the folder.
+fn read_rank_of(path: &Path, trial: &str, rank: usize) -> Result<RankFile, RecordError> {
+    let file = read_rank_file(path)?;
+    let wrong = |field: &str, expected: String| RecordError::Json {
+        path: path.into(),
+        line: 1,
+        column: 0,
+        problem: format!("field `{field}` should be {expected}, as the file's place says"),
+    };
+    if file.head.trial != trial {
+        return Err(wrong("trial", format!("{trial:?}")));
+    }
+    if file.head.rank != rank {
+        return Err(wrong("rank", rank.to_string()));
+    }
+    Ok(file)
+}
+
+fn cannot_create(path: &Path, source: io::Error) -> RecordError {
+    RecordError::File { attempt: "create the folder", path: path.into(), source }
+}
+
+/// A name that any file system and any shell takes: lower-case letters, digits and dashes, at most 40.
+fn slug(text: &str) -> String {
+    let mut slug = String::new();
+    for letter in text.chars().map(|letter| letter.to_ascii_lowercase()) {
+        if letter.is_ascii_alphanumeric() {
+            slug.push(letter);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    slug.truncate(40);
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "machine".into() } else { slug.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_folder_carries_time_and_model_and_never_overwrites() {
+        let base = tempfile::tempdir().unwrap();
+        let now: jiff::Timestamp = "2026-11-23T08:09:10Z".parse().unwrap();
+        let first = RunFolder::create(base.path(), now, "ASUS Pro WS/WRX90E (rev. 1)").unwrap();
+        let second = RunFolder::create(base.path(), now, "ASUS Pro WS/WRX90E (rev. 1)").unwrap();
+        assert_eq!(first.name(), "2026-11-23T08-09-10Z_asus-pro-ws-wrx90e-rev-1");
+        assert_eq!(second.name(), "2026-11-23T08-09-10Z_asus-pro-ws-wrx90e-rev-1_2");
+    }
+
+    #[test]
+    fn a_folder_that_holds_something_is_not_taken() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("thesis.tex"), "work of years").unwrap();
+        let error = RunFolder::create_at(base.path()).unwrap_err().to_string();
+        assert!(error.contains("could not create the folder"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_without_a_plan_is_no_run() {
+        let base = tempfile::tempdir().unwrap();
+        assert!(matches!(RunFolder::open(base.path()), Err(RecordError::NotARun { .. })));
+    }
 }

@@ -4,16 +4,26 @@
 //! Never judges a number, and never drops a line without an error that names file, line and field.
 
 mod analysis;
+mod error;
+mod file;
 mod finding;
 mod folder;
+mod lines;
+mod manifest;
 mod plan;
 mod run;
+mod schema;
 
 pub use analysis::*;
+pub use error::{RecordError, YamlError};
+pub use file::{read_json, read_text, read_yaml, write_json, write_whole, write_yaml};
 pub use finding::*;
 pub use folder::*;
+pub use lines::{RankWriter, read_rank_file};
+pub use manifest::Manifest;
 pub use plan::*;
 pub use run::*;
+pub use schema::schemas;
 
 /// The schema that this version writes in every file. Older ones are upgraded on reading, newer ones refused.
 pub const SCHEMA: u32 = 1;

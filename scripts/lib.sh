@@ -1,0 +1,42 @@
+# Shared by the scripts: installs what is missing and says what it does. Sourced, not run.
+
+say() { printf '\n== %s\n' "$*" >&2; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# need COMMAND-OR-FILE PACKAGE...: installs the Debian packages if the command or file is not there.
+need() {
+    local probe=$1; shift
+    case $probe in
+        /*) [ -e "$probe" ] && return ;;
+        *) command -v "$probe" >/dev/null 2>&1 && return ;;
+    esac
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "error: $probe is missing; install it (Debian and Ubuntu call it: $*)" >&2
+        exit 1
+    fi
+    say "installing $*"
+    if [ -z "${APT_UPDATED:-}" ]; then as_root apt-get update -qq; APT_UPDATED=1; fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# Rust new enough for Cargo.toml's rust-version, by rustup where there is none.
+need_rust() {
+    [ -r "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2)
+    if [ -n "$have" ] && [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ]; then return; fi
+    if command -v rustup >/dev/null 2>&1; then
+        say "updating Rust (have ${have:-none}, need $wanted)"
+        rustup toolchain install stable --profile minimal -c rustfmt -c clippy
+        rustup default stable
+        return
+    fi
+    say "installing Rust by rustup (have ${have:-none}, need $wanted)"
+    need curl curl ca-certificates
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy
+    . "$HOME/.cargo/env"
+}

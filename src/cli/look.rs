@@ -1,0 +1,65 @@
+//! A machine asked and judged, with the transcript of what was asked, ready to be kept.
+
+use std::path::Path;
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe};
+use crate::record::{Finding, Findings, RecordError, SCHEMA, write_json, write_whole};
+use crate::topology::{Topology, TopologyError, to_yaml};
+
+/// What a look at this machine gives.
+pub(super) struct Look {
+    /// The machine.
+    pub(super) topology: Topology,
+    /// What is wrong with it.
+    pub(super) findings: Vec<Finding>,
+    /// Every question and its answer, redacted.
+    pub(super) transcript: String,
+}
+
+/// Why a look failed or could not be kept.
+#[derive(Debug, Error, Diagnostic)]
+pub(super) enum LookError {
+    /// The machine could not be probed.
+    #[error("could not probe this machine")]
+    Probe(#[from] ProbeError),
+    /// The transcript could not be spelled.
+    #[error("could not write down what the machine answered")]
+    Transcript(#[from] crate::probe::RecordError),
+    /// The topology could not be spelled.
+    #[error("could not write down the topology")]
+    Topology(#[source] Box<TopologyError>),
+    /// A file could not be written.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl Look {
+    /// Asks this machine everything.
+    ///
+    /// # Errors
+    /// The machine lists more devices than any has.
+    pub(super) fn live() -> Result<Self, LookError> {
+        let machine = Recorder::new(Live::new(), Some(Redactor::new(Live::private_words())));
+        let topology = probe(&machine)?;
+        let findings = judge(&topology);
+        let transcript = machine.transcript()?;
+        Ok(Self { topology, findings, transcript })
+    }
+
+    /// Writes `topology.yaml`, `findings.json` and `machine.jsonl` into a folder.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(super) fn write(&self, folder: &Path) -> Result<(), LookError> {
+        let text = to_yaml(&self.topology).map_err(|error| LookError::Topology(Box::new(error)))?;
+        let rigscale = env!("CARGO_PKG_VERSION").to_owned();
+        let findings = Findings { schema: SCHEMA, rigscale, findings: self.findings.clone() };
+        write_whole(&folder.join("topology.yaml"), text.as_bytes())?;
+        write_json(&folder.join("findings.json"), &findings)?;
+        Ok(write_whole(&folder.join("machine.jsonl"), self.transcript.as_bytes())?)
+    }
+}

@@ -1,0 +1,121 @@
+//! `rigscale models`: the presets with parameters, floating-point operations and memory.
+
+use std::fmt;
+
+use clap::Args as ClapArgs;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::model::{MemoryPlan, PRESETS, Shape, preset};
+use crate::units::in_words;
+
+use super::{CliError, Exit, Output};
+
+/// Lists the models that rigscale can train
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  rigscale models --memory llama-15m,2,256")]
+pub(super) struct Args {
+    /// Prints what one rank keeps in memory for this model, batch and context
+    #[arg(long, value_name = "MODEL,BATCH,CONTEXT")]
+    memory: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    models: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: &'static str,
+    purpose: &'static str,
+    shape: Shape,
+    parameters: u64,
+    flops_per_token: f64,
+}
+
+/// Context at which the listing counts floating-point operations.
+const LISTED_CONTEXT: usize = 1024;
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Memory(MemoryPlan);
+
+/// Prints the presets, or the memory of one.
+///
+/// # Errors
+/// An unknown model or a malformed `--memory`.
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+    let terminal = |source| CliError::Terminal { attempt: "print the models", source };
+    match &args.memory {
+        Some(text) => {
+            let (shape, batch, context) = parse_memory(text)?;
+            out.emit(&Memory(MemoryPlan::on_cpu(&shape, batch, context))).map_err(terminal)?;
+        }
+        None => {
+            let models = PRESETS
+                .iter()
+                .map(|preset| Listed {
+                    name: preset.name,
+                    purpose: preset.purpose,
+                    shape: preset.shape,
+                    parameters: preset.shape.parameter_count(),
+                    flops_per_token: preset.shape.flops_per_token(LISTED_CONTEXT),
+                })
+                .collect();
+            out.emit(&Listing { models }).map_err(terminal)?;
+        }
+    }
+    Ok(Exit::Pass)
+}
+
+fn parse_memory(text: &str) -> Result<(Shape, usize, usize), CliError> {
+    let usage = || CliError::Usage(format!("--memory {text}: give MODEL,BATCH,CONTEXT, as in llama-15m,2,256"));
+    let parts: Vec<&str> = text.split(',').collect();
+    let [name, batch, context] = parts[..] else { return Err(usage()) };
+    let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=1 << 20).contains(number));
+    let shape = preset(name.trim())?.shape;
+    Ok((shape, number(batch).ok_or_else(usage)?, number(context).ok_or_else(usage)?))
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table
+}
+
+impl fmt::Display for Listing {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = table();
+        table.set_header(["model", "parameters", "layers", "width", "heads/kv", "ffn", "vocabulary", "for"]);
+        for model in &self.models {
+            let shape = model.shape;
+            table.add_row([
+                model.name.to_owned(),
+                in_words(model.parameters),
+                shape.layers.to_string(),
+                shape.width.to_string(),
+                format!("{}/{}", shape.heads, shape.kv_heads),
+                shape.ffn.to_string(),
+                shape.vocabulary.to_string(),
+                model.purpose.to_owned(),
+            ]);
+        }
+        writeln!(out, "{table}")
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = table();
+        table.set_header(["one rank keeps", "memory"]);
+        for part in &self.0.parts {
+            table.add_row([part.name.clone(), part.bytes.to_string()]);
+        }
+        table.add_row(["total".to_owned(), self.0.total_bytes.to_string()]);
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        writeln!(out, "{table}")
+    }
+}

@@ -1,0 +1,191 @@
+//! `rigscale qualify`: probe, calibrate, plan, launch, analyze, report, in a row, keeping every file between them.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+
+use crate::launch::{Launched, Launcher, Wanted, extended, plan};
+use crate::record::{Arm, Device, Field, Grade, Outcome, Plan, RunFolder, write_yaml};
+use crate::units::Seconds;
+
+use super::progress::Meter;
+use super::session::{Session, interruptible};
+use super::verdict::{Shown, analyze_folder, exit_of, write_report};
+use super::workload::Workload;
+use super::{CliError, Exit, Output};
+
+/// Says with evidence whether this machine scales data-parallel training
+///
+/// Probes the machine, trains a transformer with each number of ranks in three arms (alone, together without exchange,
+/// together with gradients reduced), and judges the scaling efficiency against the target. Keeps every file in a run
+/// folder.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  rigscale qualify --quick                     a provisional verdict in under 3 minutes
+  rigscale qualify --world 1,2 --target 0.95   another target
+  rigscale qualify --field order=A1234 -o reports/A1234
+
+Exit codes: 0 pass, 1 rigscale failed, 2 usage, 3 below target, 4 fault, 5 hang, 6 inconclusive or not gradable")]
+pub(super) struct Args {
+    #[command(flatten)]
+    workload: Workload,
+
+    /// Run folder to create; reports/<UTC time>_<machine> if not given
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Efficiency that has to be reached
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = parse_target)]
+    target: f64,
+
+    /// 3 launches in under 3 minutes; the verdict is titled provisional
+    #[arg(long)]
+    quick: bool,
+
+    /// Launches of each arm, fixed beforehand; 5, or 3 with --quick, if not given
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    launches: Option<u32>,
+
+    /// Launches that may be added once if the first look is inconclusive; the error is split over both looks
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    extend: u32,
+
+    /// Time for all launches: 15m, or 2m with --quick, if not given
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    budget: Option<Seconds>,
+
+    /// Line for the sheet: build number, operator, order; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_field)]
+    field: Vec<Field>,
+}
+
+/// Runs the qualification.
+///
+/// # Errors
+/// See [`CliError`]; a machine that does not scale is a verdict, not an error.
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+    let session = Session::open(&args.workload, args.out.as_deref(), out)?;
+    session.announce(out);
+    let stop = interruptible()?;
+    let launcher = session.launcher(stop)?;
+    let wanted = wanted(args, session.device)?;
+    let now = jiff::Timestamp::now();
+    let draft = plan(&wanted, &session.fit, Seconds(1.0), now);
+    out.remark("timing a step, so that the plan fits its budget");
+    let calibration = launcher.calibrate(&draft)?;
+    // where the first steps fail, the draft stands in the folder for what would have been launched
+    let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step, now));
+    write_yaml(&session.folder.plan(), &plan)?;
+    announce(&plan, out);
+    let mut end = match calibration {
+        Ok(_) => launch(&launcher, &plan, out)?,
+        Err(end) => end,
+    };
+    let mut analysis = analyze_folder(&session.folder)?;
+    if end == Launched::Completed && plan.extension > 0 && analysis.verdict.outcome == Outcome::Inconclusive {
+        out.remark(format!("inconclusive so far: {} more launches, as announced", plan.extension));
+        plan = extended(&plan);
+        write_yaml(&session.folder.plan(), &plan)?;
+        end = launch(&launcher, &plan, out)?;
+        analysis = analyze_folder(&session.folder)?;
+    }
+    write_report(&session.folder, &analysis)?;
+    if end == Launched::Interrupted {
+        out.remark(format!("interrupted; what was measured is kept in {}", session.folder.path().display()));
+        return Ok(Exit::Interrupted);
+    }
+    out.emit(&Shown { analysis: &analysis, colour: out.colour() })
+        .map_err(|source| CliError::Terminal { attempt: "print the verdict", source })?;
+    show_files(&session.folder, out);
+    Ok(exit_of(analysis.verdict.outcome))
+}
+
+fn launch(launcher: &Launcher, plan: &Plan, out: &Output) -> Result<Launched, CliError> {
+    let mut meter = Meter::new(*out);
+    let end = launcher.launch(plan, &mut |progress| meter.show(progress));
+    meter.finish();
+    Ok(end?)
+}
+
+fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
+    let launches = args.launches.unwrap_or(if args.quick { 3 } else { 5 });
+    let budget = args.budget.unwrap_or(if args.quick { Seconds(120.0) } else { Seconds(900.0) });
+    let config = args.workload.config()?;
+    let order_seed = config.seed;
+    Ok(Wanted {
+        device,
+        grade: if device == Device::Cpu { Grade::CpuRanks } else { Grade::Provisional },
+        config,
+        arms: vec![Arm::Solo, Arm::Together, Arm::Ddp],
+        target: args.target,
+        launches,
+        extension: args.extend,
+        budget,
+        fields: args.field.clone(),
+        order_seed,
+    })
+}
+
+fn announce(plan: &Plan, out: &Output) {
+    for line in &plan.why {
+        out.remark(format!("  {line}"));
+    }
+    for skipped in &plan.skipped {
+        out.remark(format!("  skipped: {}", skipped.why));
+    }
+}
+
+fn show_files(folder: &RunFolder, out: &Output) {
+    out.remark(format!("report: {}", folder.path().join("report.html").display()));
+}
+
+fn parse_target(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(target) if (0.01..=1.0).contains(&target) => Ok(target),
+        _ => Err("an efficiency is between 0.01 and 1, as in --target 0.9".into()),
+    }
+}
+
+fn parse_field(text: &str) -> Result<Field, String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok(Field { key: key.trim().into(), value: value.trim().into() })
+        }
+        _ => Err("give a name and a text, as in --field order=A1234".into()),
+    }
+}
+
+/// `90`, `90s`, `15m` or `2h`.
+fn parse_duration(text: &str) -> Result<Seconds, String> {
+    let (digits, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(digits) => (digits, &text[digits.len()..]),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => 1.0,
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(count) if (1.0..=86_400.0).contains(&(count * factor)) => Ok(Seconds(count * factor)),
+        _ => Err("a duration is between 1s and 24h, as in --budget 20m".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_fields_are_read_as_people_write_them() {
+        assert_eq!(parse_duration("15m"), Ok(Seconds(900.0)));
+        assert_eq!(parse_duration("90"), Ok(Seconds(90.0)));
+        assert_eq!(parse_duration("1.5h"), Ok(Seconds(5400.0)));
+        assert!(parse_duration("m").is_err() && parse_duration("-3s").is_err() && parse_duration("99h").is_err());
+        assert!(parse_duration("5µ").is_err());
+        assert!(parse_field("order=A=1").is_ok_and(|field| field.value == "A=1"));
+        assert!(parse_field("=x").is_err() && parse_field("order").is_err());
+        assert!(parse_target("0").is_err() && parse_target("NaN").is_err() && parse_target("0.95").is_ok());
+    }
+}

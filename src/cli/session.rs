@@ -1,0 +1,115 @@
+//! What every command that trains needs first: the machine look, a run folder, shares of the machine.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::launch::{Fit, LaunchError, Launcher, cpu_shares};
+use crate::record::{Device, RunFolder};
+use crate::topology::Topology;
+
+use super::look::Look;
+use super::workload::{Compute, Workload};
+use super::{CliError, Output};
+
+/// Where run folders go if the user names none.
+const REPORTS: &str = "reports";
+
+/// Set by Ctrl-C, SIGTERM and SIGHUP.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// A look machine, a run folder that holds what was found, and shares of the machine.
+pub(super) struct Session {
+    /// Where everything goes.
+    pub(super) folder: RunFolder,
+    /// What computes.
+    pub(super) device: Device,
+    /// Shares of the machine.
+    pub(super) fit: Fit,
+    /// The machine.
+    pub(super) topology: Topology,
+}
+
+impl Session {
+    /// Probes the machine, creates the run folder and writes topology, findings and transcript into it.
+    ///
+    /// # Errors
+    /// The device cannot be trained on, the folder not written, or the machine not look.
+    pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
+        workload.config()?;
+        out.remark("probing the machine");
+        let look = Look::live()?;
+        let nvidia = look.topology.has_nvidia_gpu();
+        let device = workload.device.on(nvidia);
+        if device == Device::Cuda {
+            let why = match workload.device {
+                Compute::Cuda => "--device cuda asks for GPUs",
+                _ => "this machine has NVIDIA GPUs, which --device auto would train on",
+            };
+            return Err(CliError::NoCuda { why });
+        }
+        let fit = cpu_shares(&look.topology.cores(), &workload.world);
+        let folder = match place {
+            Some(place) => RunFolder::create_at(place)?,
+            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(&look.topology))?,
+        };
+        look.write(folder.path())?;
+        Ok(Self { folder, device, fit, topology: look.topology })
+    }
+
+    /// Says on what will be trained.
+    pub(super) fn announce(&self, out: &Output) {
+        let cores = self.fit.shares.first().map_or(0, |share| share.cpus.len());
+        out.remark(format!(
+            "no NVIDIA GPU will take part: ranks run on {cores} core{} each, which says nothing about GPUs",
+            if cores == 1 { "" } else { "s" }
+        ));
+        out.remark(format!("run folder: {}", self.folder.path().display()));
+    }
+
+    /// A launcher into the session's folder.
+    ///
+    /// # Errors
+    /// The program of this process cannot be found.
+    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Result<Launcher<'a>, CliError> {
+        let program = std::env::current_exe().map_err(|source| LaunchError::Program { source })?;
+        Ok(Launcher { program, folder: &self.folder, stop, software: self.software() })
+    }
+
+    fn software(&self) -> BTreeMap<String, String> {
+        let mut software = BTreeMap::from([("rigscale".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
+        if let Ok(kernel) = &self.topology.system.kernel {
+            software.insert("kernel".into(), kernel.clone());
+        }
+        software
+    }
+}
+
+/// A flag that Ctrl-C sets. A second Ctrl-C ends the process at once; its ranks die with it.
+///
+/// # Errors
+/// The handler cannot be installed.
+pub(super) fn interruptible() -> Result<&'static AtomicBool, CliError> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(super::Exit::Interrupted as i32);
+        }
+    })
+    .map_err(|error| CliError::Terminal {
+        attempt: "listen for Ctrl-C",
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(&STOP)
+}
+
+/// What the machine is called in the name of its run folder: its product, else its mainboard, else its processor.
+fn machine_name(topology: &Topology) -> String {
+    let machine = &topology.machine;
+    let vendor = machine.vendor.clone().unwrap_or_default();
+    match (&machine.product, &machine.board, &topology.cpu.model) {
+        (Ok(product), _, _) => format!("{vendor} {product}"),
+        (_, Ok(board), _) => board.clone(),
+        (_, _, Ok(cpu)) => cpu.clone(),
+        _ => "machine".into(),
+    }
+}

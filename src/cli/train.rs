@@ -1,0 +1,162 @@
+//! `rigscale train`: a data-parallel training at each world size asked for, without a verdict.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::launch::{Launched, Wanted, plan};
+use crate::record::{Arm, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml};
+use crate::stats;
+use crate::units::{Seconds, Tokens, TokensPerSecond};
+
+use super::progress::Meter;
+use super::session::{Session, interruptible};
+use super::workload::Workload;
+use super::{CliError, Exit, Output};
+
+/// Steps of each training if --steps is not given.
+const STEPS: u32 = 50;
+
+/// Trains a transformer data-parallel at each number of ranks and keeps every step; judges nothing
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  rigscale train --world 1,2 --model llama-tiny --steps 100
+  rigscale train --data tokens.bin --steps 500 -o reports/my-data")]
+pub(super) struct Args {
+    #[command(flatten)]
+    workload: Workload,
+
+    /// Run folder to create; reports/<UTC time>_<machine> if not given
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Trained {
+    run: String,
+    model: String,
+    trainings: Vec<Training>,
+}
+
+#[derive(Serialize)]
+struct Training {
+    world: usize,
+    steps: usize,
+    step_s: Seconds,
+    rate: TokensPerSecond,
+    first_loss: f64,
+    last_loss: f64,
+    parameters_sha256: Option<String>,
+    ranks_agree: bool,
+}
+
+/// Trains.
+///
+/// # Errors
+/// See [`CliError`].
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
+    let session = Session::open(&args.workload, args.out.as_deref(), out)?;
+    session.announce(out);
+    let stop = interruptible()?;
+    let launcher = session.launcher(stop)?;
+    let mut config = args.workload.config()?;
+    config.steps = args.workload.steps.unwrap_or(STEPS) as usize;
+    let wanted = Wanted {
+        device: session.device,
+        grade: Grade::Ungraded,
+        order_seed: config.seed,
+        config,
+        arms: vec![Arm::Ddp],
+        target: 0.9,
+        launches: 1,
+        extension: 0,
+        budget: Seconds(1.0),
+        fields: Vec::new(),
+    };
+    let mut plan = plan(&wanted, &session.fit, Seconds(10.0), jiff::Timestamp::now());
+    plan.why.clear();
+    plan.trials.sort_by_key(|trial| trial.shares.len());
+    write_yaml(&session.folder.plan(), &plan)?;
+    for skipped in &plan.skipped {
+        out.remark(format!("skipped: {}", skipped.why));
+    }
+    let mut meter = Meter::new(*out);
+    let end = launcher.launch(&plan, &mut |progress| meter.show(progress))?;
+    meter.finish();
+    Manifest::write(&session.folder)?;
+    match end {
+        Launched::Interrupted => return Ok(Exit::Interrupted),
+        Launched::Failed(finding) => {
+            out.remark(format!("{} {}: {}\n  {}", finding.severity, finding.code, finding.seen, finding.remedy));
+            return Ok(if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault });
+        }
+        Launched::Completed => {}
+    }
+    let trained = summary(&session.folder, &plan)?;
+    out.emit(&trained).map_err(|source| CliError::Terminal { attempt: "print the training", source })?;
+    Ok(if trained.trainings.iter().all(|training| training.ranks_agree) { Exit::Pass } else { Exit::Fault })
+}
+
+fn summary(folder: &RunFolder, plan: &Plan) -> Result<Trained, CliError> {
+    let mut trainings = Vec::new();
+    for trial in &plan.trials {
+        trainings.push(training(folder, plan, trial)?);
+    }
+    Ok(Trained { run: folder.path().display().to_string(), model: plan.config.model.clone(), trainings })
+}
+
+fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, CliError> {
+    let ranks = (0..trial.shares.len())
+        .map(|rank| read_rank_file(&folder.rank(&trial.name, rank)))
+        .collect::<Result<Vec<RankFile>, _>>()?;
+    let hashes: Vec<Option<&str>> =
+        ranks.iter().map(|rank| rank.end.as_ref().map(|end| end.parameters_sha256.as_str())).collect();
+    let steady: Vec<f64> =
+        ranks.iter().flat_map(|rank| rank.steps.iter().skip(plan.heating_steps)).map(|step| step.step_s.0).collect();
+    let step_s = Seconds(stats::median(&steady));
+    let config = &plan.config;
+    let tokens = Tokens((config.batch * config.context * config.accumulate * ranks.len()) as u64);
+    let loss = |pick: fn(&RankFile) -> Option<f64>| {
+        let losses: Vec<f64> = ranks.iter().filter_map(pick).collect();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    Ok(Training {
+        world: ranks.len(),
+        steps: config.steps,
+        step_s,
+        rate: tokens.over(step_s),
+        first_loss: loss(|rank| rank.steps.first().map(|step| step.loss)),
+        last_loss: loss(|rank| rank.steps.last().map(|step| step.loss)),
+        parameters_sha256: hashes[0].map(str::to_owned),
+        ranks_agree: hashes.windows(2).all(|pair| pair[0] == pair[1]),
+    })
+}
+
+impl fmt::Display for Trained {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header(["ranks", "step", "rate", "loss, first step", "last step", "weights agree"]);
+        for training in &self.trainings {
+            table.add_row([
+                training.world.to_string(),
+                training.step_s.to_string(),
+                training.rate.to_string(),
+                format!("{:.3}", training.first_loss),
+                format!("{:.3}", training.last_loss),
+                if training.ranks_agree { "yes" } else { "NO" }.to_owned(),
+            ]);
+        }
+        for column in 0..5 {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        writeln!(out, "{table}")?;
+        writeln!(out, "{}, every step in {}", self.model, self.run)
+    }
+}

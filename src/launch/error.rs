@@ -1,0 +1,65 @@
+//! What can stop a launch that is no finding about the machine.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::comm::CommError;
+use crate::record::RecordError;
+use crate::train::TrainError;
+
+/// Why the launcher itself could not go on.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// A rank's process could not be started.
+    #[error("could not start the process of rank {rank}")]
+    Start {
+        /// Which rank.
+        rank: usize,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The program that ranks run could not be found.
+    #[error("could not find the program of this process")]
+    Program {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory that ranks share could not be made.
+    #[error("could not prepare the exchange of gradients for {world} ranks")]
+    Exchange {
+        /// Ranks.
+        world: usize,
+        /// Why not.
+        #[source]
+        source: CommError,
+    },
+    /// The training that the plan asks for cannot be.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A file of the run folder could not be written or read.
+    #[error("could not keep the records of the run")]
+    Record(#[from] RecordError),
+    /// A rank could not write its record: without a record there was no run.
+    #[error("rank {rank} of {trial} could not write its record: {text}")]
+    Unrecorded {
+        /// Trial.
+        trial: String,
+        /// Which rank.
+        rank: usize,
+        /// The rank's error chain.
+        text: String,
+    },
+    /// What the user asked for cannot be trained.
+    #[error("rank {rank} of {trial} refused its input: {text}")]
+    Input {
+        /// Trial.
+        trial: String,
+        /// Which rank.
+        rank: usize,
+        /// The rank's error chain.
+        text: String,
+    },
+}

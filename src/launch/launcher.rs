@@ -1,0 +1,227 @@
+//! Carries out a plan: one trial after another, each a set of fresh processes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use crate::comm::Shm;
+use crate::device::{Clock, SharedMemory};
+use crate::record::{
+    Arm, Finding, Findings, Grade, Origin, Plan, RecordError, RunFolder, RunHead, SCHEMA, Severity, Trial,
+    read_rank_file, write_json,
+};
+use crate::stats;
+use crate::train::gradient_bucket_lengths;
+use crate::units::Seconds;
+
+use super::LaunchError;
+use super::message::{Assignment, Exchange};
+use super::plan::limits;
+use super::ranks::Ranks;
+use super::trial::{TrialEnd, Watch};
+
+/// Steps of the calibration: the first warms up, the median of the others counts.
+const CALIBRATION_STEPS: usize = 5;
+
+/// How a launch ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Launched {
+    /// All trials were completed.
+    Completed,
+    /// The user interrupted.
+    Interrupted,
+    /// A rank failed; the finding names the first one and is written to `launch.json`.
+    Failed(Finding),
+}
+
+/// What happens while a plan runs, for whoever shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress<'a> {
+    /// The trial at work.
+    pub trial: &'a Trial,
+    /// Its place in the plan, from 0.
+    pub index: usize,
+    /// Trials of the plan.
+    pub trials: usize,
+    /// Steps that every rank of the trial has done.
+    pub steps: usize,
+    /// Steps of the trial.
+    pub of: usize,
+}
+
+/// Carries out plans in one run folder.
+pub struct Launcher<'a> {
+    /// The program that ranks run, with the argument `rank`: this one.
+    pub program: PathBuf,
+    /// Where records go.
+    pub folder: &'a RunFolder,
+    /// Set when the user interrupts.
+    pub stop: &'a AtomicBool,
+    /// Versions of what takes part, for the records.
+    pub software: BTreeMap<String, String>,
+}
+
+impl Launcher<'_> {
+    /// Runs the trials of the plan that have no folder yet, in order, and writes `launch.json`.
+    ///
+    /// # Errors
+    /// The launcher itself cannot go on, or a rank cannot write its record.
+    pub fn launch(&self, plan: &Plan, watch: &mut dyn FnMut(&Progress)) -> Result<Launched, LaunchError> {
+        let mut end = Launched::Completed;
+        for (index, trial) in plan.trials.iter().enumerate() {
+            if self.folder.trial(&trial.name).exists() {
+                continue;
+            }
+            let mut step = |steps| {
+                watch(&Progress { trial, index, trials: plan.trials.len(), steps, of: plan.config.steps });
+            };
+            step(0);
+            end = match self.run(plan, trial, &self.folder.trial(&trial.name), &mut step)? {
+                TrialEnd::Completed => Launched::Completed,
+                TrialEnd::Interrupted => Launched::Interrupted,
+                TrialEnd::Failed(finding) => Launched::Failed(finding),
+            };
+            if end != Launched::Completed {
+                break;
+            }
+        }
+        self.write_findings(&end)?;
+        Ok(end)
+    }
+
+    /// Times a step with all shares at work and no exchange, in `calibration/`, so that a plan can fill its budget.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub fn calibrate(&self, draft: &Plan) -> Result<Result<Seconds, Launched>, LaunchError> {
+        let mut plan =
+            Plan { grade: Grade::Ungraded, limits: limits(Seconds(1.0), CALIBRATION_STEPS), ..draft.clone() };
+        plan.config.steps = CALIBRATION_STEPS;
+        let shares = (0..plan.shares.len()).collect();
+        let trial = Trial { name: "calibration".into(), launch: 0, arm: Arm::Together, shares };
+        let place = self.folder.path().join("calibration");
+        match self.run(&plan, &trial, &place, &mut |_| {})? {
+            TrialEnd::Completed => {}
+            TrialEnd::Interrupted => return Ok(Err(Launched::Interrupted)),
+            TrialEnd::Failed(finding) => {
+                let end = Launched::Failed(finding);
+                self.write_findings(&end)?;
+                return Ok(Err(end));
+            }
+        }
+        let mut slowest = Seconds(0.0);
+        for rank in 0..trial.shares.len() {
+            let file = read_rank_file(&rank_path(&place, rank))?;
+            let steps: Vec<f64> = file.steps.iter().skip(1).map(|step| step.step_s.0).collect();
+            slowest = Seconds(slowest.0.max(stats::median(&steps)));
+        }
+        Ok(Ok(slowest))
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        trial: &Trial,
+        place: &Path,
+        step: &mut dyn FnMut(usize),
+    ) -> Result<TrialEnd, LaunchError> {
+        fs::create_dir_all(place).map_err(|source| RecordError::File {
+            attempt: "create the folder",
+            path: place.into(),
+            source,
+        })?;
+        let world = trial.shares.len();
+        // lives until the ranks are gone; they inherit its descriptor
+        let memory = shared_memory(plan, trial)?;
+        let exchange = match (&memory, trial.arm) {
+            (Some(memory), _) => Exchange::SharedMemory { fd: memory.raw_fd() },
+            (None, Arm::Ddp) => Exchange::Solo,
+            (None, _) => Exchange::None,
+        };
+        let epoch = Clock::monotonic();
+        let assignments: Vec<Assignment> =
+            (0..world).map(|rank| self.assignment(plan, trial, rank, exchange, epoch, place)).collect();
+        let ranks = Ranks::start(&self.program, &assignments)?;
+        Watch::new(&trial.name, &plan.limits, ranks, world).run(self.stop, step)
+    }
+
+    fn assignment(
+        &self,
+        plan: &Plan,
+        trial: &Trial,
+        rank: usize,
+        exchange: Exchange,
+        epoch: Seconds,
+        place: &Path,
+    ) -> Assignment {
+        let share = plan.shares[trial.shares[rank]].clone();
+        let communicator = match exchange {
+            Exchange::None => "none",
+            Exchange::Solo => "solo",
+            Exchange::SharedMemory { .. } => "shm",
+        };
+        let (data_rank, data_world) = match trial.arm {
+            Arm::Solo => (share.index, plan.shares.len()),
+            Arm::Together | Arm::Ddp => (rank, trial.shares.len()),
+        };
+        let head = RunHead {
+            schema: SCHEMA,
+            rigscale: env!("CARGO_PKG_VERSION").into(),
+            trial: trial.name.clone(),
+            origin: Origin::Measured,
+            device: plan.device,
+            arm: trial.arm,
+            launch: trial.launch,
+            world: trial.shares.len(),
+            rank,
+            share,
+            communicator: communicator.into(),
+            started: jiff::Timestamp::now(),
+            epoch_s: epoch,
+            config: plan.config.clone(),
+            software: self.software.clone(),
+        };
+        let file = rank_path(place, rank);
+        Assignment {
+            launcher: std::process::id(),
+            head,
+            file,
+            data_rank,
+            data_world,
+            exchange,
+            limits: plan.limits.clone(),
+        }
+    }
+
+    fn write_findings(&self, end: &Launched) -> Result<(), LaunchError> {
+        let findings = match end {
+            Launched::Completed => Vec::new(),
+            Launched::Failed(finding) => vec![finding.clone()],
+            Launched::Interrupted => vec![Finding {
+                code: "interrupted".into(),
+                severity: Severity::Note,
+                addresses: Vec::new(),
+                seen: "the user interrupted the run".into(),
+                expected: "every trial of the plan runs to its end".into(),
+                remedy: "run it again; what was measured so far is kept".into(),
+            }],
+        };
+        let record = Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings };
+        Ok(write_json(&self.folder.launch_findings(), &record)?)
+    }
+}
+
+/// The memory in which the ranks of a ddp trial keep and reduce their gradients.
+fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, LaunchError> {
+    let world = trial.shares.len();
+    if trial.arm != Arm::Ddp || world == 1 {
+        return Ok(None);
+    }
+    let lengths = gradient_bucket_lengths(&plan.config)?;
+    Shm::create(world, &lengths).map(Some).map_err(|source| LaunchError::Exchange { world, source })
+}
+
+fn rank_path(place: &Path, rank: usize) -> PathBuf {
+    place.join(format!("rank-{rank}.jsonl"))
+}

@@ -1,0 +1,99 @@
+//! What launcher and rank say to each other: one JSON line each, over the rank's stdin and stdout.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Limits, RunHead};
+use crate::units::Seconds;
+
+/// The first line that a rank reads: everything it needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Assignment {
+    /// The launcher's process: the rank ends with it.
+    pub(super) launcher: u32,
+    /// First line of its rank file.
+    pub(super) head: RunHead,
+    /// Where its rank file goes.
+    pub(super) file: PathBuf,
+    /// Which part of the data it trains on: rank and world of the data, equal in every arm.
+    pub(super) data_rank: usize,
+    /// See `data_rank`.
+    pub(super) data_world: usize,
+    /// How gradients are exchanged.
+    pub(super) exchange: Exchange,
+    /// Limits on its waiting.
+    pub(super) limits: Limits,
+}
+
+/// How gradients are exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Exchange {
+    /// Not at all: arms solo and together.
+    None,
+    /// With nobody, through the whole machinery: ddp at one rank.
+    Solo,
+    /// Through memory shared with the other ranks, inherited under this descriptor.
+    SharedMemory {
+        /// File descriptor.
+        fd: i32,
+    },
+}
+
+/// What a rank reads after its assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    /// All ranks are ready: step.
+    Go,
+    /// The user interrupted: end after this step.
+    Interrupt,
+    /// Another rank failed: end after this step.
+    Stop,
+}
+
+/// What a rank says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Message {
+    /// The model is built and the peers are met.
+    Ready,
+    /// A step is done and recorded.
+    Step {
+        /// Its index.
+        index: usize,
+        /// Its duration.
+        step_s: Seconds,
+    },
+    /// The end line is written.
+    Done,
+    /// The rank gave up.
+    Failed {
+        /// What kind of failure.
+        cause: Cause,
+        /// The error chain.
+        text: String,
+        /// The rank that is to blame, if another.
+        blames: Option<usize>,
+    },
+}
+
+/// Kinds of failure, as far as the launcher must tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Cause {
+    /// A peer died.
+    PeerDied,
+    /// A peer stayed away beyond the limit.
+    PeerLate,
+    /// What the user asked for cannot be trained: tokens outside the vocabulary, too little memory.
+    Input,
+    /// The record could not be written.
+    Record,
+    /// The loss or a gradient is not finite.
+    Diverged,
+    /// Anything else.
+    Other,
+}

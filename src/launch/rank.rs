@@ -1,0 +1,248 @@
+//! One rank of a trial: reads its assignment, trains, records every step, and says how far it is.
+
+use std::error::Error;
+use std::io::{self, BufRead, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use crate::comm::{CommError, Shm, Solo};
+use crate::device::{self, Clock, CpuTimes, Floats};
+use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
+use crate::train::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, gradient_bucket_lengths};
+use crate::units::{Bytes, Seconds};
+
+use super::message::{Assignment, Cause, Exchange, Message, Order};
+
+/// Steps that may wait for their record to be written; beyond it the rank waits too.
+const UNWRITTEN_MAX: usize = 64;
+
+/// Exit code of a rank that gave up; its message says why.
+const GAVE_UP: u8 = 1;
+
+/// Why a rank gave up.
+#[derive(Debug)]
+struct GaveUp {
+    cause: Cause,
+    text: String,
+    blames: Option<usize>,
+}
+
+impl GaveUp {
+    fn new(cause: Cause, error: &(dyn Error + 'static)) -> Self {
+        Self { cause, text: chain(error), blames: None }
+    }
+
+    fn other(error: impl Error + 'static) -> Self {
+        Self::new(Cause::Other, &error)
+    }
+
+    fn of_comm(error: &CommError, whole: &(dyn Error + 'static)) -> Self {
+        let (cause, blames) = match error {
+            CommError::PeerDied { peer, .. } | CommError::PeerLeft { peer, .. } => (Cause::PeerDied, Some(*peer)),
+            CommError::PeerLate { peer, .. } => (Cause::PeerLate, Some(*peer)),
+            _ => (Cause::Other, None),
+        };
+        Self { cause, text: chain(whole), blames }
+    }
+}
+
+impl From<TrainError> for GaveUp {
+    fn from(error: TrainError) -> Self {
+        match &error {
+            TrainError::Setting { .. } | TrainError::Memory { .. } | TrainError::Data(_) => {
+                Self::new(Cause::Input, &error)
+            }
+            TrainError::Exchange { source: ExchangeError::Comm(comm), .. } => Self::of_comm(comm, &error),
+            TrainError::Diverged { .. } => Self::new(Cause::Diverged, &error),
+            _ => Self::new(Cause::Other, &error),
+        }
+    }
+}
+
+impl From<RecordError> for GaveUp {
+    fn from(error: RecordError) -> Self {
+        Self::new(Cause::Record, &error)
+    }
+}
+
+impl From<CommError> for GaveUp {
+    fn from(error: CommError) -> Self {
+        Self::of_comm(&error, &error)
+    }
+}
+
+/// An error and its causes, outermost first: a message holds no links.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// What the launcher ordered last, for the training loop to look at between steps.
+#[derive(Debug, Clone, Default)]
+struct Ordered(Arc<AtomicU8>);
+
+impl Ordered {
+    fn set(&self, reason: EndReason) {
+        self.0.store(if reason == EndReason::Interrupted { 1 } else { 2 }, Ordering::Relaxed);
+    }
+
+    /// Why the rank should end, if it should.
+    fn to_end(&self) -> Option<EndReason> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(EndReason::Interrupted),
+            _ => Some(EndReason::Stopped),
+        }
+    }
+}
+
+/// The whole life of a rank's process. stdin brings the assignment and orders, stdout takes messages.
+#[must_use]
+pub fn rank_main() -> ExitCode {
+    let mut line = String::new();
+    let assignment = match io::stdin().lock().read_line(&mut line) {
+        Ok(_) => serde_json::from_str::<Assignment>(&line),
+        Err(error) => Err(serde_json::Error::io(error)),
+    };
+    let result = match assignment {
+        Ok(assignment) => live(assignment),
+        Err(error) => Err(GaveUp { cause: Cause::Other, text: format!("no assignment: {error}"), blames: None }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(GaveUp { cause, text, blames }) => {
+            say(&Message::Failed { cause, text, blames });
+            GAVE_UP.into()
+        }
+    }
+}
+
+fn live(assignment: Assignment) -> Result<(), GaveUp> {
+    device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
+    device::pin_to(&assignment.head.share.cpus).map_err(GaveUp::other)?;
+    let (go, released) = mpsc::sync_channel(1);
+    let ordered = Ordered::default();
+    obey(go, ordered.clone(), assignment.limits.stop_s)?;
+    let mut trainer = trainer(&assignment)?;
+    let writer = RankWriter::create(&assignment.file, &assignment.head)?;
+    say(&Message::Ready);
+    if released.recv().is_err() {
+        return Ok(());
+    }
+    let (record, records) = mpsc::sync_channel(UNWRITTEN_MAX);
+    let keeper =
+        thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
+    let times = CpuTimes::now();
+    let trained = steps(&assignment, &mut trainer, &record, &ordered);
+    drop(record);
+    let writer = keeper.join().map_err(|_| GaveUp::other(io::Error::other("the recorder panicked")))??;
+    let reason = match (&trained, ordered.to_end()) {
+        (Ok(reason), _) => *reason,
+        (Err(_), Some(ordered)) => ordered,
+        (Err(_), None) => EndReason::Failed,
+    };
+    let end = end(&mut trainer, reason, writer.steps(), times)?;
+    writer.end(&end)?;
+    match trained {
+        Err(error) if reason == EndReason::Failed => return Err(error),
+        Ok(EndReason::Completed) => say(&Message::Done),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn steps(
+    assignment: &Assignment,
+    trainer: &mut Trainer,
+    record: &SyncSender<StepRecord>,
+    ordered: &Ordered,
+) -> Result<EndReason, GaveUp> {
+    let clock = Clock::since(assignment.head.epoch_s);
+    for _ in 0..assignment.head.config.steps {
+        if let Some(reason) = ordered.to_end() {
+            return Ok(reason);
+        }
+        let step = trainer.step(&clock)?;
+        if record.send(step).is_err() {
+            // the recorder is gone; its own error says why
+            break;
+        }
+    }
+    Ok(EndReason::Completed)
+}
+
+/// Writes each step and then says so. Ends when the training does, or when the disk refuses.
+fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWriter, GaveUp> {
+    for record in records {
+        writer.step(&record.step, &record.buckets)?;
+        say(&Message::Step { index: record.step.index, step_s: record.step.step_s });
+    }
+    Ok(writer)
+}
+
+fn end(trainer: &mut Trainer, reason: EndReason, steps: usize, times: Option<CpuTimes>) -> Result<RunEnd, GaveUp> {
+    let stolen = times.and_then(|earlier| CpuTimes::now()?.stolen_since(earlier));
+    Ok(RunEnd {
+        reason,
+        steps,
+        parameters_sha256: trainer.parameters_sha256()?,
+        peak_memory_bytes: device::peak_resident().unwrap_or(Bytes(0)),
+        stolen,
+    })
+}
+
+/// Builds the trainer with the exchange that the trial asks for.
+fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
+    let head = &assignment.head;
+    let lengths = gradient_bucket_lengths(&head.config)?;
+    let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
+    let (reducer, buckets) = match assignment.exchange {
+        Exchange::None => (Reducer::none(), own()),
+        Exchange::Solo => (Reducer::threaded(Solo)?, own()),
+        Exchange::SharedMemory { fd } => {
+            let (shm, buckets) = Shm::join(fd, head.rank, head.world, &lengths, assignment.limits.step_s)?;
+            (Reducer::threaded(shm)?, buckets)
+        }
+    };
+    let data = DataShare { rank: assignment.data_rank, world: assignment.data_world };
+    Ok(Trainer::new(&head.config, data, head.share.cpus.len(), reducer, buckets)?)
+}
+
+/// Reads orders until the launcher closes the pipe. A launcher that is gone ends the rank, in order if it can be.
+fn obey(go: SyncSender<()>, ordered: Ordered, limit: Seconds) -> Result<(), GaveUp> {
+    let listen = move || {
+        for line in io::stdin().lock().lines() {
+            match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
+                Some(Order::Go) => {
+                    let _ = go.send(());
+                }
+                Some(Order::Interrupt) => ordered.set(EndReason::Interrupted),
+                Some(Order::Stop) | None => ordered.set(EndReason::Stopped),
+            }
+        }
+        ordered.set(EndReason::Stopped);
+        // before the release nobody looks at `ordered`: closing the channel ends the rank
+        drop(go);
+        thread::sleep(Duration::from_secs_f64(limit.0));
+        std::process::exit(i32::from(GAVE_UP));
+    };
+    thread::Builder::new().name("orders".into()).spawn(listen).map(|_| ()).map_err(GaveUp::other)
+}
+
+/// Says one line. A launcher that is gone cannot hear it, which `obey` notices.
+fn say(message: &Message) {
+    let mut stdout = io::stdout().lock();
+    let _ = serde_json::to_writer(&mut stdout, message)
+        .map_err(io::Error::from)
+        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|()| stdout.flush());
+}

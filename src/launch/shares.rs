@@ -1,0 +1,154 @@
+//! Which cores each rank owns.
+
+use std::collections::BTreeMap;
+
+use crate::record::{Share, SkippedWorld};
+use crate::topology::Core;
+
+/// The shares of the largest world that fits, the worlds that fit and those that do not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fit {
+    /// One share per rank of the largest world.
+    pub shares: Vec<Share>,
+    /// Worlds that fit, ascending.
+    pub worlds: Vec<usize>,
+    /// Worlds that do not.
+    pub skipped: Vec<SkippedWorld>,
+}
+
+/// Gives each rank of the largest world that fits an equal number of whole cores, at least one, of one NUMA node
+/// where nodes are large enough.
+#[must_use]
+pub fn cpu_shares(cores: &[Core], worlds: &[usize]) -> Fit {
+    let (mut fitting, missing): (Vec<usize>, Vec<usize>) = worlds.iter().partition(|world| **world <= cores.len());
+    fitting.sort_unstable();
+    fitting.dedup();
+    let skipped = missing
+        .into_iter()
+        .map(|world| SkippedWorld {
+            world,
+            why: format!("{world} ranks need {world} cores of their own; this process may use {}", cores.len()),
+        })
+        .collect();
+    let largest = fitting.last().copied().unwrap_or(0);
+    Fit { shares: share_out(cores, largest), worlds: fitting, skipped }
+}
+
+/// `ranks` shares of equal size. Cores are taken node by node; a node's cores left over by whole shares are used
+/// only if the nodes alone cannot hold all ranks.
+fn share_out(cores: &[Core], ranks: usize) -> Vec<Share> {
+    if ranks == 0 {
+        return Vec::new();
+    }
+    let mut nodes: BTreeMap<Option<u32>, Vec<&Core>> = BTreeMap::new();
+    for core in cores {
+        nodes.entry(core.numa_node).or_default().push(core);
+    }
+    let largest = cores.len() / ranks;
+    let within_nodes = |size: usize| nodes.values().map(|cores| cores.len() / size).sum::<usize>() >= ranks;
+    match (1..=largest).rev().find(|size| within_nodes(*size)) {
+        Some(size) => {
+            // spread ranks over nodes in turn, so that two ranks on two sockets do not crowd one of them
+            let mut chunks: Vec<_> = nodes.values().map(|cores| cores.chunks_exact(size)).collect();
+            let mut picked: Vec<Vec<&Core>> = Vec::new();
+            while picked.len() < ranks {
+                let round: Vec<_> = chunks.iter_mut().filter_map(Iterator::next).collect();
+                picked.extend(round.into_iter().take(ranks - picked.len()).map(<[&Core]>::to_vec));
+            }
+            picked.sort_by_key(|cores| (cores[0].numa_node, cores[0].cpus.first().copied()));
+            picked.iter().enumerate().map(|(index, cores)| share(index, cores)).collect()
+        }
+        None => {
+            let all: Vec<&Core> = cores.iter().collect();
+            all.chunks_exact(largest).take(ranks).enumerate().map(|(index, cores)| share(index, cores)).collect()
+        }
+    }
+}
+
+fn share(index: usize, cores: &[&Core]) -> Share {
+    let node = cores[0].numa_node;
+    let mut cpus: Vec<usize> = cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
+    cpus.sort_unstable();
+    Share { index, cpus, numa_node: node.filter(|_| cores.iter().all(|core| core.numa_node == node)), gpu: None }
+}
+
+/// Which shares a world uses: evenly spread from the first to the last, so that a smaller world spans the machine
+/// and meets its longest way.
+#[must_use]
+pub fn shares_of(world: usize, largest: usize) -> Vec<usize> {
+    match world {
+        0 | 1 => vec![0; world],
+        _ => (0..world).map(|rank| rank * (largest - 1) / (world - 1)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cores(per_node: &[usize]) -> Vec<Core> {
+        let mut next = 0;
+        let mut all = Vec::new();
+        for (node, count) in per_node.iter().enumerate() {
+            for _ in 0..*count {
+                all.push(Core { cpus: vec![next], numa_node: Some(node as u32) });
+                next += 1;
+            }
+        }
+        all
+    }
+
+    fn cpus(fit: &Fit) -> Vec<Vec<usize>> {
+        fit.shares.iter().map(|share| share.cpus.clone()).collect()
+    }
+
+    #[test]
+    fn worlds_that_do_not_fit_are_listed_not_failed() {
+        let fit = cpu_shares(&cores(&[2]), &[4, 1, 2]);
+        assert_eq!(fit.worlds, vec![1, 2]);
+        assert_eq!(cpus(&fit), vec![vec![0], vec![1]]);
+        assert_eq!(fit.skipped[0].world, 4);
+        assert!(fit.skipped[0].why.contains("4 ranks need 4 cores"), "{}", fit.skipped[0].why);
+    }
+
+    #[test]
+    fn two_ranks_on_two_sockets_get_one_each() {
+        let fit = cpu_shares(&cores(&[4, 4]), &[2]);
+        assert_eq!(cpus(&fit), vec![vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
+        assert_eq!(fit.shares[1].numa_node, Some(1));
+    }
+
+    #[test]
+    fn uneven_nodes_still_give_equal_shares() {
+        let fit = cpu_shares(&cores(&[5, 3]), &[4]);
+        assert!(fit.shares.iter().all(|share| share.cpus.len() == 1 || share.cpus.len() == 2));
+        assert_eq!(cpus(&cpu_shares(&cores(&[1, 1, 1]), &[2])).len(), 2);
+    }
+
+    #[test]
+    fn a_smaller_world_spans_the_machine() {
+        assert_eq!(shares_of(1, 4), vec![0]);
+        assert_eq!(shares_of(2, 4), vec![0, 3]);
+        assert_eq!(shares_of(4, 4), vec![0, 1, 2, 3]);
+        assert_eq!(shares_of(2, 2), vec![0, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_core_is_shared_and_all_shares_are_equal(
+            nodes in prop::collection::vec(0_usize..9, 1..5),
+            worlds in prop::collection::vec(1_usize..20, 1..4),
+        ) {
+            let all = cores(&nodes);
+            let fit = cpu_shares(&all, &worlds);
+            let mut used: Vec<usize> = fit.shares.iter().flat_map(|share| share.cpus.clone()).collect();
+            let count = used.len();
+            used.sort_unstable();
+            used.dedup();
+            prop_assert_eq!(used.len(), count);
+            prop_assert_eq!(fit.shares.len(), fit.worlds.last().copied().unwrap_or(0));
+            prop_assert!(fit.shares.windows(2).all(|pair| pair[0].cpus.len() == pair[1].cpus.len()));
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! One trial watched from start to end: who is ready, who steps, who failed first.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::record::{Finding, Limits, Severity};
+use crate::units::Seconds;
+
+use super::LaunchError;
+use super::message::{Cause, Message, Order};
+use super::ranks::{Heard, Ranks};
+
+/// How often the limits and the user's interruption are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// When a rank fails, others often fail of it within moments; for so long evidence is gathered before one is named.
+const GATHER: Duration = Duration::from_millis(400);
+
+/// How a trial ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum TrialEnd {
+    /// All ranks did all steps.
+    Completed,
+    /// The user interrupted.
+    Interrupted,
+    /// A rank failed; the finding names the first one.
+    Failed(Finding),
+}
+
+/// The state of one trial.
+pub(super) struct Watch<'a> {
+    trial: &'a str,
+    limits: &'a Limits,
+    ranks: Ranks,
+    seen: Vec<Seen>,
+    started: Instant,
+    released: Option<Instant>,
+}
+
+/// What is known of one rank.
+#[derive(Debug, Clone)]
+struct Seen {
+    ready: bool,
+    done: bool,
+    steps: usize,
+    last: Instant,
+}
+
+/// Evidence against a rank.
+#[derive(Debug)]
+enum Trouble {
+    Exited { rank: usize, status: Option<ExitStatus> },
+    Failed { rank: usize, cause: Cause, text: String, blames: Option<usize> },
+    Garbled { rank: usize, line: String },
+    Stuck { rank: usize, code: &'static str, doing: &'static str, limit: Seconds },
+}
+
+impl<'a> Watch<'a> {
+    /// Begins to watch ranks that were just started.
+    pub(super) fn new(trial: &'a str, limits: &'a Limits, ranks: Ranks, world: usize) -> Self {
+        let started = Instant::now();
+        let seen = vec![Seen { ready: false, done: false, steps: 0, last: started }; world];
+        Self { trial, limits, ranks, seen, started, released: None }
+    }
+
+    /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
+    pub(super) fn run(mut self, stop: &AtomicBool, step: &mut dyn FnMut(usize)) -> Result<TrialEnd, LaunchError> {
+        let mut reported = 0;
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                self.ranks.order(Order::Interrupt);
+                self.ranks.finish(self.limits.stop_s);
+                return Ok(TrialEnd::Interrupted);
+            }
+            let heard = self.ranks.hear(LOOK).and_then(|(rank, heard)| self.note(rank, heard));
+            if let Some(trouble) = heard.or_else(|| self.overdue()) {
+                return self.fail(trouble);
+            }
+            self.release_when_ready();
+            let fewest = self.seen.iter().map(|seen| seen.steps).min().unwrap_or(0);
+            if fewest > reported {
+                reported = fewest;
+                step(fewest);
+            }
+            if self.seen.iter().all(|seen| seen.done) {
+                self.ranks.finish(self.limits.stop_s);
+                return Ok(TrialEnd::Completed);
+            }
+        }
+    }
+
+    fn note(&mut self, rank: usize, heard: Heard) -> Option<Trouble> {
+        let seen = &mut self.seen[rank];
+        seen.last = Instant::now();
+        match heard {
+            Heard::Said(Message::Ready) => seen.ready = true,
+            Heard::Said(Message::Step { index, .. }) => seen.steps = index + 1,
+            Heard::Said(Message::Done) => seen.done = true,
+            Heard::Said(Message::Failed { cause, text, blames }) => {
+                return Some(Trouble::Failed { rank, cause, text, blames });
+            }
+            Heard::Garbled(line) => return Some(Trouble::Garbled { rank, line }),
+            Heard::Closed if seen.done => {}
+            Heard::Closed => return Some(Trouble::Exited { rank, status: self.ranks.status(rank) }),
+        }
+        None
+    }
+
+    fn release_when_ready(&mut self) {
+        if self.released.is_none() && self.seen.iter().all(|seen| seen.ready) {
+            self.ranks.order(Order::Go);
+            let now = Instant::now();
+            self.released = Some(now);
+            self.seen.iter_mut().for_each(|seen| seen.last = now);
+        }
+    }
+
+    /// The rank that has been silent longest, if beyond its limit.
+    fn overdue(&self) -> Option<Trouble> {
+        let waiting = |seen: &&(usize, &Seen)| match self.released {
+            None => !seen.1.ready,
+            Some(_) => !seen.1.done,
+        };
+        let all: Vec<(usize, &Seen)> = self.seen.iter().enumerate().collect();
+        let (rank, seen) = all.iter().filter(waiting).min_by_key(|(_, seen)| (seen.steps, seen.last))?;
+        let (code, doing, limit, silent) = match self.released {
+            None => ("hang-meet", "build its model and meet the others", self.limits.meet_s, self.started.elapsed()),
+            Some(_) => ("hang-rank", "make a step", self.limits.step_s, seen.last.elapsed()),
+        };
+        if silent.as_secs_f64() > limit.0 {
+            return Some(Trouble::Stuck { rank: *rank, code, doing, limit });
+        }
+        if self.started.elapsed().as_secs_f64() > self.limits.trial_s.0 {
+            let limit = self.limits.trial_s;
+            return Some(Trouble::Stuck { rank: *rank, code: "hang-trial", doing: "end the trial", limit });
+        }
+        None
+    }
+
+    /// Gathers what other ranks say of the same failure, ends them all and names the first.
+    fn fail(mut self, first: Trouble) -> Result<TrialEnd, LaunchError> {
+        let mut troubles = vec![first];
+        let until = Instant::now() + GATHER;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            if let Some((rank, heard)) = self.ranks.hear(left) {
+                troubles.extend(self.note(rank, heard));
+            }
+        }
+        for trouble in &mut troubles {
+            if let Trouble::Exited { rank, status: status @ None } = trouble {
+                *status = self.ranks.status(*rank);
+            }
+        }
+        self.ranks.order(Order::Stop);
+        self.ranks.finish(self.limits.stop_s);
+        self.finding(&troubles)
+    }
+
+    /// Names the first failing rank: one that died without a word before one that gave a reason of its own, before
+    /// one that others point at.
+    fn finding(&self, troubles: &[Trouble]) -> Result<TrialEnd, LaunchError> {
+        let told: Vec<usize> = troubles
+            .iter()
+            .filter_map(|trouble| match trouble {
+                Trouble::Failed { rank, .. } => Some(*rank),
+                _ => None,
+            })
+            .collect();
+        let weight = |trouble: &&Trouble| match trouble {
+            Trouble::Exited { rank, .. } if told.contains(rank) => 9,
+            Trouble::Exited { .. } => 0,
+            Trouble::Garbled { .. } => 1,
+            Trouble::Failed { blames: None, .. } => 2,
+            Trouble::Failed { cause: Cause::PeerDied, .. } => 3,
+            Trouble::Failed { .. } => 4,
+            Trouble::Stuck { .. } => 5,
+        };
+        let worst = troubles.iter().min_by_key(weight);
+        match worst {
+            Some(Trouble::Failed { rank, cause: Cause::Record, text, .. }) => {
+                Err(LaunchError::Unrecorded { trial: self.trial.into(), rank: *rank, text: text.clone() })
+            }
+            Some(Trouble::Failed { rank, cause: Cause::Input, text, .. }) => {
+                Err(LaunchError::Input { trial: self.trial.into(), rank: *rank, text: text.clone() })
+            }
+            Some(trouble) => Ok(TrialEnd::Failed(self.describe(trouble))),
+            None => Ok(TrialEnd::Interrupted),
+        }
+    }
+
+    fn describe(&self, trouble: &Trouble) -> Finding {
+        let steps = |rank: usize| self.seen.get(rank).map_or(0, |seen| seen.steps);
+        let (code, rank, seen, remedy) = match trouble {
+            Trouble::Exited { rank, status } => {
+                let how = status.map_or_else(|| "closed its pipe".to_owned(), exit_words);
+                let words = self.ranks.last_words(*rank);
+                let words = if words.is_empty() { String::new() } else { format!("; it wrote: {words}") };
+                ("rank-died", *rank, format!("rank {rank} {how} after {} steps{words}", steps(*rank)), DIED)
+            }
+            Trouble::Garbled { rank, line } => {
+                let line: String = line.chars().take(120).collect();
+                ("rank-failed", *rank, format!("rank {rank} said {line:?}, which is no message"), GARBLED)
+            }
+            Trouble::Failed { rank, cause: Cause::PeerDied, text, blames } => {
+                let blamed = blames.unwrap_or(*rank);
+                ("rank-died", blamed, format!("rank {blamed} died after {} steps: {text}", steps(blamed)), DIED)
+            }
+            Trouble::Failed { rank, cause: Cause::PeerLate, text, blames } => {
+                let blamed = blames.unwrap_or(*rank);
+                ("hang-rank", blamed, format!("rank {blamed} is stuck after {} steps: {text}", steps(blamed)), STUCK)
+            }
+            Trouble::Failed { rank, text, .. } => {
+                ("rank-failed", *rank, format!("rank {rank} gave up after {} steps: {text}", steps(*rank)), FAILED)
+            }
+            Trouble::Stuck { rank, code, doing, limit } => {
+                let seen = format!("rank {rank} did not {doing} within {limit}; it had done {} steps", steps(*rank));
+                (*code, *rank, seen, STUCK)
+            }
+        };
+        Finding {
+            code: code.into(),
+            severity: Severity::Fault,
+            addresses: vec![format!("{}/rank-{rank}", self.trial)],
+            seen,
+            expected: "every rank does every step of the plan".into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+const DIED: &str = "look into the kernel log for this time: the out-of-memory killer, a machine check, or somebody's kill; then run again";
+const STUCK: &str = "see whether the process was stopped or the host is overloaded (load average, other jobs on the same cores); then run again";
+const FAILED: &str = "the rank's own words say what to change; its log stands beside its record";
+const GARBLED: &str = "something in the rank's process writes to its stdout; run again without preloaded libraries";
+
+fn exit_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(9)) => "was killed (signal 9: the out-of-memory killer, or somebody)".into(),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}

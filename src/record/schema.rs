@@ -1,0 +1,17 @@
+//! The JSON schema of every record, generated from the types. `schemas/` holds them; a test holds them true.
+
+use schemars::{Schema, schema_for};
+
+use super::{Analysis, Findings, Line, Manifest, Plan};
+
+/// Name (of the file under `schemas/`) and JSON schema of each record.
+#[must_use]
+pub fn schemas() -> Vec<(&'static str, Schema)> {
+    vec![
+        ("analysis", schema_for!(Analysis)),
+        ("findings", schema_for!(Findings)),
+        ("manifest", schema_for!(Manifest)),
+        ("plan", schema_for!(Plan)),
+        ("rank-line", schema_for!(Line)),
+    ]
+}

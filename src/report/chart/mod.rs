@@ -1,0 +1,135 @@
+//! The charts: each a pure function from analyses to a scene, painted as SVG and PNG by one function.
+
+mod axis;
+mod distribution;
+mod efficiency;
+mod paint;
+mod phases;
+mod scene;
+mod throughput;
+mod timeline;
+
+use crate::record::{Analysis, Arm, Device};
+
+pub use paint::PaintError;
+use scene::{Ink, Scene};
+
+/// Width of a chart on a desk and on paper, in pixels.
+const WIDE: f64 = 760.0;
+/// Width of a chart on a phone, in pixels; charts narrower than [`NARROW_BELOW`] lay themselves out in one column.
+const NARROW: f64 = 360.0;
+const NARROW_BELOW: f64 = 560.0;
+
+/// One chart in every form that a report needs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Chart {
+    /// Name of its files, without extension.
+    pub name: &'static str,
+    /// What it shows.
+    pub title: String,
+    /// How to read it, a sentence or two.
+    pub caption: &'static str,
+    /// `svg` element for a wide page.
+    pub wide: String,
+    /// `svg` element for a phone.
+    pub narrow: String,
+    /// SVG file.
+    pub svg: String,
+    /// PNG file, white, twice the size of the SVG.
+    pub png: Vec<u8>,
+}
+
+/// Draws the scene of some runs at a width; none where they hold nothing to draw.
+type Draw = fn(&[&Analysis], f64) -> Option<Scene>;
+
+/// Name, scene and caption of every chart, in reading order.
+const CHARTS: [(&str, Draw, &str); 5] = [
+    (
+        "efficiency",
+        efficiency::scene,
+        "Each point is the training rate with gradients exchanged over the sum of the rates of the same devices alone; \
+         bars are 95 % intervals over launches. Points in the shaded region are below the target. The hollow point at \
+         one rank is the cost of the machinery and is not graded.",
+    ),
+    (
+        "throughput",
+        throughput::scene,
+        "Ideal is the sum of the rates of the same devices, each measured alone; measured is the rate with gradients \
+         exchanged.",
+    ),
+    (
+        "phases",
+        phases::scene,
+        "Mean time of one step in each arm: solo is one rank alone on the machine, together is all ranks at once without \
+         exchange, ddp is with gradients exchanged. Exposed communication is what overlap did not hide.",
+    ),
+    (
+        "distribution",
+        distribution::scene,
+        "Every counted step of every rank and launch. The box spans the middle half with the median in it, the line \
+         the middle 90 %. All panels share one time axis; what lies beyond it is named.",
+    ),
+    (
+        "timeline",
+        timeline::scene,
+        "One step of every rank: compute above, gradient buckets below. A bucket is thin while it waits for its turn \
+         and solid while it moves. What moves before the backward pass ends is hidden; the rest is exposed.",
+    ),
+];
+
+/// Every chart for which the analyses hold something to draw. The first analysis is the main one; the others appear
+/// in the efficiency chart.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn charts(runs: &[&Analysis]) -> Result<Vec<Chart>, PaintError> {
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let drawn = CHARTS.iter().filter_map(|(name, draw, caption)| {
+        let (wide, narrow) = (draw(runs, WIDE)?, draw(runs, NARROW)?);
+        Some(painted(name, caption, &wide, &narrow))
+    });
+    drawn.collect()
+}
+
+fn painted(name: &'static str, caption: &'static str, wide: &Scene, narrow: &Scene) -> Result<Chart, PaintError> {
+    Ok(Chart {
+        name,
+        title: wide.title.clone(),
+        caption,
+        wide: paint::inline_svg(wide, &format!("chart-{name}"))?,
+        narrow: paint::inline_svg(narrow, &format!("chart-{name}-narrow"))?,
+        svg: paint::svg_file(wide)?,
+        png: paint::png(wide)?,
+    })
+}
+
+/// Style rules that turn inline charts dark.
+#[must_use]
+pub(super) fn dark_rules() -> String {
+    Ink::dark_rules(".chart ")
+}
+
+/// What ranks are called on this device.
+fn ranks_word(device: Device) -> &'static str {
+    match device {
+        Device::Cpu => "CPU ranks",
+        Device::Cuda => "GPUs",
+    }
+}
+
+/// `1 GPU`, `4 CPU ranks`.
+fn ranks(world: usize, device: Device) -> String {
+    let word = ranks_word(device);
+    format!("{world} {}", if world == 1 { word.trim_end_matches('s') } else { word })
+}
+
+/// Name and colour of an arm.
+fn arm(arm: Arm) -> (&'static str, Ink) {
+    match arm {
+        Arm::Solo => ("solo", Ink::Sky),
+        Arm::Together => ("together", Ink::Orange),
+        Arm::Ddp => ("ddp", Ink::Blue),
+    }
+}

@@ -1,0 +1,179 @@
+//! Weights and gradients, a flat buffer for each bucket.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::device::Clock;
+use crate::model::{BucketLayout, Parameter, Place, Role};
+use crate::record::TrainConfig;
+use crate::units::Bytes;
+
+use super::error::ExchangeError;
+use super::ops::{Ops, Write};
+use super::reducer::{Moments, Reducer};
+
+/// Every parameter and its place in the buckets.
+#[derive(Debug)]
+pub struct Places {
+    /// Parameters in the order of the forward pass.
+    pub parameters: Vec<Parameter>,
+    /// Buckets in the order of the backward pass.
+    pub layout: BucketLayout,
+    by_role: BTreeMap<Role, usize>,
+}
+
+impl Places {
+    /// The places under `config`, elements of f32.
+    #[must_use]
+    pub fn of(config: &TrainConfig) -> Self {
+        let parameters = config.shape.parameters();
+        let layout = BucketLayout::new(&parameters, config.first_bucket_bytes, config.bucket_bytes, Bytes(4));
+        let by_role = parameters.iter().enumerate().map(|(index, parameter)| (parameter.role, index)).collect();
+        Self { parameters, layout, by_role }
+    }
+
+    /// Elements of each bucket.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<usize> {
+        self.layout.buckets.iter().map(|bucket| bucket.elements).collect()
+    }
+
+    fn place(&self, role: Role) -> Place {
+        self.layout.places[self.by_role[&role]]
+    }
+}
+
+/// The parameters of a model.
+#[derive(Debug)]
+pub struct Weights<O: Ops> {
+    places: Arc<Places>,
+    /// A buffer for each bucket.
+    pub buckets: Vec<O::Buf>,
+}
+
+impl<O: Ops> Weights<O> {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub fn zeros(ops: &mut O, places: &Arc<Places>) -> Result<Self, O::Error> {
+        let buckets = places.lengths().into_iter().map(|len| ops.zeros(len)).collect::<Result<_, _>>()?;
+        Ok(Self { places: Arc::clone(places), buckets })
+    }
+
+    /// The places of the parameters.
+    #[must_use]
+    pub fn places(&self) -> &Arc<Places> {
+        &self.places
+    }
+
+    /// One parameter, to read.
+    #[must_use]
+    pub fn view(&self, role: Role) -> O::View<'_> {
+        let place = self.places.place(role);
+        O::view(&self.buckets[place.bucket], place.offset..place.offset + place.elements)
+    }
+
+    /// One parameter, to write.
+    pub fn view_mut(&mut self, role: Role) -> O::ViewMut<'_> {
+        let place = self.places.place(role);
+        O::view_mut(&mut self.buckets[place.bucket], place.offset..place.offset + place.elements)
+    }
+}
+
+/// One micro-step among those of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    /// The first overwrites gradients, the others add to them.
+    pub write: Write,
+    /// In the last, buckets leave as they fill.
+    pub last: bool,
+}
+
+/// The gradients of one step. During the last micro-step each bucket leaves as soon as it is full.
+#[derive(Debug)]
+pub struct Gradients<O: Ops> {
+    places: Arc<Places>,
+    /// None while the reducer has the bucket.
+    buckets: Vec<Option<O::Buf>>,
+    /// Gradients that are not yet written in this pass, for each bucket.
+    missing: Vec<usize>,
+    pass: Pass,
+    clock: Clock,
+    reducer: Reducer<O::Buf>,
+}
+
+impl<O: Ops> Gradients<O> {
+    /// Gradients in `buckets`, which have the lengths of `places`, exchanged by `reducer`.
+    #[must_use]
+    pub fn new(places: &Arc<Places>, buckets: Vec<O::Buf>, reducer: Reducer<O::Buf>) -> Self {
+        Self {
+            places: Arc::clone(places),
+            missing: vec![0; buckets.len()],
+            buckets: buckets.into_iter().map(Some).collect(),
+            pass: Pass { write: Write::Overwrite, last: true },
+            clock: Clock::starting_now(),
+            reducer,
+        }
+    }
+
+    /// Ranks over which gradients are summed.
+    #[must_use]
+    pub fn world(&self) -> usize {
+        self.reducer.world()
+    }
+
+    /// Begins a micro-step; moments are taken on `clock`.
+    pub fn begin(&mut self, pass: Pass, clock: &Clock) {
+        self.pass = pass;
+        self.clock = *clock;
+        for (missing, bucket) in self.missing.iter_mut().zip(&self.places.layout.buckets) {
+            *missing = bucket.parameters.len();
+        }
+    }
+
+    /// Lets `work` write the gradient of one parameter, once in each micro-step. A bucket that is full then leaves.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn write(
+        &mut self,
+        role: Role,
+        work: impl FnOnce(O::ViewMut<'_>, Write) -> Result<(), O::Error>,
+    ) -> Result<(), O::Error> {
+        let place = self.places.place(role);
+        let slot = &mut self.buckets[place.bucket];
+        let bucket = slot.as_mut().expect("a bucket was handed over before its last gradient was written");
+        work(O::view_mut(bucket, place.offset..place.offset + place.elements), self.pass.write)?;
+        self.missing[place.bucket] -= 1;
+        if self.missing[place.bucket] == 0
+            && self.pass.last
+            && let Some(bucket) = slot.take()
+        {
+            self.reducer.launch(place.bucket, bucket, &self.clock);
+        }
+        Ok(())
+    }
+
+    /// Waits until all buckets are back, summed over all ranks; `moments` gets those of each exchange.
+    ///
+    /// # Errors
+    /// The exchange failed.
+    pub fn finish(&mut self, moments: &mut Vec<Moments>) -> Result<(), ExchangeError> {
+        moments.clear();
+        let buckets = &mut self.buckets;
+        self.reducer.finish(&self.clock, |index, bucket, times| {
+            buckets[index] = Some(bucket);
+            moments.extend(times);
+        })
+    }
+
+    /// The gradients of one bucket, after [`Gradients::finish`].
+    ///
+    /// # Panics
+    /// If the bucket has not come back: a bug of the caller.
+    #[must_use]
+    pub fn bucket(&self, index: usize) -> &O::Buf {
+        self.buckets[index].as_ref().expect("gradients are read only after all buckets are back")
+    }
+}

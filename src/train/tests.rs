@@ -1,0 +1,173 @@
+//! The training as a whole: it learns, it repeats bit for bit, and N ranks do what one rank would.
+
+use super::testing::{Threads, alone, close, run, tiny, trainer};
+use super::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer};
+use crate::comm::CommError;
+use crate::device::Clock;
+use crate::record::{DataSource, TrainConfig};
+
+fn mean_loss(steps: &[StepRecord]) -> f64 {
+    steps.iter().map(|record| record.step.loss).sum::<f64>() / steps.len() as f64
+}
+
+/// Runs `world` ranks as threads; each rank's steps and the hash of its weights.
+fn ranks(config: &TrainConfig, world: usize) -> Vec<(Vec<StepRecord>, String)> {
+    let run_rank = |communicator: Threads| {
+        let share = DataShare { rank: crate::comm::Communicator::rank(&communicator), world };
+        let mut trainer = trainer(config, share, 1, Reducer::threaded(communicator).unwrap());
+        let steps = run(&mut trainer, config);
+        (steps, trainer.parameters_sha256().unwrap())
+    };
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = Threads::ranks(world).into_iter().map(|rank| scope.spawn(move || run_rank(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn the_loss_falls_from_that_of_a_uniform_guess() {
+    let config = TrainConfig { steps: 150, batch: 8, ..tiny() };
+    let steps = run(&mut alone(&config), &config);
+    close("first loss", steps[0].step.loss, 53_f64.ln(), 0.05, 0.0);
+    let last = mean_loss(&steps[140..]);
+    assert!(last < 53_f64.ln() - 0.8, "after 150 steps the loss is still {last}");
+}
+
+#[test]
+fn the_loss_falls_on_a_token_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (token_bytes, name) in [(2_u8, "short.bin"), (4, "long.bin")] {
+        let path = folder.path().join(name);
+        let ids = (0..5000_u32).map(|position| position * position % 53);
+        let bytes: Vec<u8> = ids.flat_map(|id| id.to_le_bytes()[..usize::from(token_bytes)].to_vec()).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let data = DataSource::File { path: path.to_str().unwrap().into(), token_bytes };
+        let config = TrainConfig { steps: 60, batch: 4, data, ..tiny() };
+        let steps = run(&mut alone(&config), &config);
+        let last = mean_loss(&steps[55..]);
+        assert!(last < steps[0].step.loss - 0.8, "{name}: from {} to {last}", steps[0].step.loss);
+    }
+}
+
+#[test]
+fn one_seed_gives_one_result_on_any_number_of_threads() {
+    let config = TrainConfig { accumulate: 2, ..tiny() };
+    let result = |config: &TrainConfig, threads| {
+        let mut trainer = trainer(config, DataShare { rank: 0, world: 1 }, threads, Reducer::none());
+        let losses: Vec<u64> = run(&mut trainer, config).iter().map(|record| record.step.loss.to_bits()).collect();
+        (losses, trainer.parameters_sha256().unwrap())
+    };
+    let first = result(&config, 1);
+    assert_eq!(first, result(&config, 1));
+    assert_eq!(first, result(&config, 3));
+    assert_ne!(first, result(&TrainConfig { seed: 8, ..config }, 1));
+}
+
+#[test]
+fn bucket_sizes_do_not_change_what_is_computed() {
+    let config = TrainConfig { clip_norm: None, ..tiny() };
+    let whole = TrainConfig { bucket_bytes: crate::units::Bytes::mebi(1.0), ..config.clone() };
+    let hash = |config: &TrainConfig| {
+        let mut trainer = alone(config);
+        run(&mut trainer, config);
+        trainer.parameters_sha256().unwrap()
+    };
+    assert_eq!(hash(&config), hash(&whole));
+}
+
+#[test]
+fn two_micro_steps_equal_one_of_twice_the_batch() {
+    let whole = TrainConfig { batch: 4, accumulate: 1, ..tiny() };
+    let halves = TrainConfig { batch: 2, accumulate: 2, ..tiny() };
+    let (whole, halves) = (run(&mut alone(&whole), &whole), run(&mut alone(&halves), &halves));
+    for (whole, halves) in whole.iter().zip(&halves) {
+        assert_eq!(whole.step.tokens, halves.step.tokens);
+        close("loss", halves.step.loss, whole.step.loss, 0.0, 1e-5);
+        close("gradient norm", halves.step.grad_norm, whole.step.grad_norm, 0.0, 1e-4);
+    }
+}
+
+#[test]
+fn ranks_equal_one_rank_with_all_their_batches_and_each_other_bit_for_bit() {
+    let config = tiny();
+    for world in [2, 3] {
+        let whole = TrainConfig { batch: world * config.batch, ..config.clone() };
+        let whole = run(&mut alone(&whole), &whole);
+        let ranks = ranks(&config, world);
+        for (steps, hash) in &ranks {
+            assert_eq!(*hash, ranks[0].1, "ranks hold different weights");
+            assert_eq!(steps.len(), config.steps);
+            for (step, first) in steps.iter().zip(&ranks[0].0) {
+                assert_eq!(step.step.grad_norm.to_bits(), first.step.grad_norm.to_bits());
+            }
+        }
+        for (index, whole) in whole.iter().enumerate() {
+            let loss = ranks.iter().map(|(steps, _)| steps[index].step.loss).sum::<f64>() / world as f64;
+            close("loss", loss, whole.step.loss, 0.0, 1e-5);
+            close("gradient norm", ranks[0].0[index].step.grad_norm, whole.step.grad_norm, 0.0, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn sampled_steps_carry_every_bucket_in_order() {
+    let config = tiny();
+    let lengths = super::gradient_bucket_lengths(&config).unwrap();
+    assert!(lengths.len() > 3);
+    let (steps, _) = ranks(&config, 2).remove(0);
+    for StepRecord { step, buckets } in steps {
+        if step.index % config.bucket_events_every != 0 {
+            assert!(buckets.is_empty());
+            continue;
+        }
+        assert_eq!(buckets.len(), lengths.len());
+        for (index, (bucket, elements)) in buckets.iter().zip(&lengths).enumerate() {
+            assert_eq!((bucket.step, bucket.index, bucket.bytes.0), (step.index, index, *elements as u64 * 4));
+            assert!(step.start_s <= bucket.ready_s && bucket.ready_s <= bucket.start_s);
+            assert!(bucket.start_s <= bucket.end_s && bucket.end_s <= step.start_s + step.step_s);
+        }
+    }
+}
+
+#[test]
+fn the_phases_of_a_step_lie_within_it_and_steps_follow_one_another() {
+    let config = TrainConfig { accumulate: 2, ..tiny() };
+    let steps = run(&mut alone(&config), &config);
+    let mut end = None;
+    for (index, StepRecord { step, buckets }) in steps.iter().enumerate() {
+        assert!(buckets.is_empty(), "nothing is exchanged");
+        assert_eq!((step.index, step.tokens.0), (index, 2 * 2 * 13));
+        let phases = step.forward_s + step.backward_s + step.exposed_s + step.optimizer_s;
+        assert!(phases.0 > 0.0 && phases.0 <= step.step_s.0 + 1e-9, "{phases} in {}", step.step_s);
+        if let Some(end) = end {
+            close("begin", step.start_s.0, end, 1e-9, 0.0);
+        }
+        end = Some((step.start_s + step.step_s).0);
+    }
+}
+
+#[test]
+fn a_failed_exchange_ends_the_step_with_its_cause() {
+    let config = tiny();
+    let mut communicator = Threads::ranks(1).remove(0);
+    communicator.fails_at = Some(super::gradient_bucket_lengths(&config).unwrap().len() + 1);
+    let share = DataShare { rank: 0, world: 1 };
+    let mut trainer = trainer(&config, share, 1, Reducer::threaded(communicator).unwrap());
+    let clock = Clock::starting_now();
+    trainer.step(&clock).unwrap();
+    let error = trainer.step(&clock).unwrap_err();
+    let TrainError::Exchange { step: 1, source: ExchangeError::Comm(CommError::PeerDied { .. }) } = &error else {
+        panic!("{error:?}");
+    };
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("rank 0 died"), "{cause}");
+}
+
+#[test]
+fn a_training_that_diverges_says_so() {
+    let config = TrainConfig { learning_rate: 1e30, clip_norm: None, steps: 20, ..tiny() };
+    let mut trainer: Trainer = alone(&config);
+    let clock = Clock::starting_now();
+    let error = (0..20).find_map(|_| trainer.step(&clock).err()).expect("a learning rate of 1e30 diverges");
+    assert!(matches!(error, TrainError::Diverged { .. }), "{error:?}");
+}

@@ -1,0 +1,113 @@
+//! What a killed, stopped or interrupted run leaves behind: a named rank, an exit code, complete records, no orphan.
+
+mod common;
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{lines, lives, rank_file, ranks, rigscale, signal, stderr, train, wait_for};
+use rigscale::record::{EndReason, read_rank_file};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A training that would last for minutes, started, with its two ranks.
+fn running(out: &std::path::Path) -> (Child, Vec<u32>) {
+    let child = train(out, 1_000_000).spawn().unwrap();
+    let ranks = wait_for("two ranks", SOON, || Some(ranks(&child)).filter(|ranks| ranks.len() == 2));
+    (child, ranks)
+}
+
+fn nobody_left(ranks: &[u32]) {
+    wait_for("the end of every rank", Duration::from_secs(2), || ranks.iter().all(|pid| !lives(*pid)).then_some(()));
+}
+
+#[test]
+fn a_killed_rank_ends_the_run_and_is_named_at_any_moment() {
+    for (victim, after_lines) in [(1, 0), (0, 1), (1, 2), (0, 40)] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let (child, pids) = running(&out);
+        wait_for("some records", SOON, || (lines(&rank_file(&out, victim)) >= after_lines).then_some(()));
+        signal(pids[victim], "KILL");
+        let killed = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        assert!(killed.elapsed() < Duration::from_secs(5), "took {:?}", killed.elapsed());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains("rank-died") && said.contains(&format!("rank {victim} was killed (signal 9")), "{said}");
+        nobody_left(&pids);
+        for rank in 0..2 {
+            let path = rank_file(&out, rank);
+            if path.exists() {
+                let file = read_rank_file(&path).unwrap();
+                assert!(rank != victim || file.end.is_none(), "a killed rank has no end line");
+            }
+        }
+        let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+        assert_eq!(analyzed.status.code(), Some(4), "{}", stderr(&analyzed));
+    }
+}
+
+#[test]
+fn a_stopped_rank_is_a_hang_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let (child, pids) = running(&out);
+    wait_for("some records", SOON, || (lines(&rank_file(&out, 0)) > 10).then_some(()));
+    signal(pids[1], "STOP");
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("hang-rank") && said.contains("rank 1"), "{said}");
+    nobody_left(&pids);
+}
+
+#[test]
+fn an_interrupt_ends_everything_within_two_seconds_and_leaves_a_readable_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let (child, pids) = running(&out);
+    wait_for("some records", SOON, || (lines(&rank_file(&out, 1)) > 10).then_some(()));
+    let begun = Instant::now();
+    signal(child.id(), "INT");
+    let output = child.wait_with_output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "took {:?}", begun.elapsed());
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    nobody_left(&pids);
+    for rank in 0..2 {
+        let file = read_rank_file(&rank_file(&out, rank)).unwrap();
+        assert_eq!(file.end.map(|end| end.reason), Some(EndReason::Interrupted));
+    }
+    let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+    assert_eq!(analyzed.status.code(), Some(6), "{}", stderr(&analyzed));
+}
+
+#[test]
+fn ranks_die_with_their_launcher() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, pids) = running(&folder.path().join("run"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    nobody_left(&pids);
+}
+
+#[test]
+#[ignore = "needs mount namespaces"]
+fn a_disk_that_fills_up_is_no_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let out = disk.join("run");
+    let training = train(&out, 1_000_000);
+    let words: Vec<_> = std::iter::once(training.get_program()).chain(training.get_args()).collect();
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=256k none \"$1\" && shift && \"$@\"; code=$?; ls -R \"$(dirname \"$PWD\")\" >/dev/null; exit $code", "sh"])
+        .arg(&disk)
+        .args(&words)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("could not write") && said.contains("No space left"), "{said}");
+}

@@ -1,0 +1,292 @@
+//! Rank files and run folders: round trips, and what bad ones are answered with.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use rigscale::model::preset;
+use rigscale::record::*;
+use rigscale::units::{Bytes, Seconds, Tokens};
+
+fn head() -> RunHead {
+    RunHead {
+        schema: SCHEMA,
+        rigscale: "0.1.0".into(),
+        trial: "launch-1_ddp-2".into(),
+        origin: Origin::Measured,
+        device: Device::Cpu,
+        arm: Arm::Ddp,
+        launch: 1,
+        world: 2,
+        rank: 0,
+        share: Share { index: 0, cpus: vec![0], numa_node: Some(0), gpu: None },
+        communicator: "shm".into(),
+        started: "2026-11-23T08:09:10Z".parse().unwrap(),
+        epoch_s: Seconds(12.5),
+        config: config(),
+        software: BTreeMap::from([("kernel".into(), "6.1.0".into())]),
+    }
+}
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        model: "llama-tiny".into(),
+        shape: preset("llama-tiny").unwrap().shape,
+        batch: 2,
+        context: 64,
+        accumulate: 1,
+        steps: 3,
+        precision: Precision::F32,
+        data: DataSource::Synthetic,
+        seed: 1,
+        learning_rate: 1e-3,
+        weight_decay: 0.1,
+        clip_norm: None,
+        bucket_bytes: Bytes::mebi(25.0),
+        first_bucket_bytes: Bytes::mebi(1.0),
+        bucket_events_every: 1,
+    }
+}
+
+fn step(index: usize) -> Step {
+    Step {
+        index,
+        tokens: Tokens(128),
+        start_s: Seconds(0.1 * index as f64),
+        step_s: Seconds(0.1),
+        forward_s: Seconds(0.03),
+        backward_s: Seconds(0.05),
+        exposed_s: Seconds(0.01),
+        optimizer_s: Seconds(0.01),
+        loss: 6.9 - index as f64 / 3.0,
+        grad_norm: 1.0 / 3.0,
+    }
+}
+
+fn bucket(step: usize) -> Bucket {
+    Bucket { step, index: 0, bytes: Bytes(4096), ready_s: Seconds(0.01), start_s: Seconds(0.02), end_s: Seconds(0.03) }
+}
+
+fn end(steps: usize) -> RunEnd {
+    RunEnd {
+        reason: EndReason::Completed,
+        steps,
+        parameters_sha256: "ab".repeat(32),
+        peak_memory_bytes: Bytes(1 << 20),
+        stolen: Some(0.001),
+    }
+}
+
+fn write(path: &Path) {
+    let mut writer = RankWriter::create(path, &head()).unwrap();
+    for index in 0..3 {
+        writer.step(&step(index), &[bucket(index)]).unwrap();
+    }
+    writer.end(&end(3)).unwrap();
+}
+
+/// A good file in a folder of its own, and its lines.
+fn good() -> (tempfile::TempDir, PathBuf, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rank-0.jsonl");
+    write(&path);
+    let lines = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+    (folder, path, lines)
+}
+
+fn error_of(path: &Path, text: &str) -> String {
+    fs::write(path, text).unwrap();
+    read_rank_file(path).expect_err("this file should not read").to_string()
+}
+
+#[test]
+fn a_rank_file_survives_a_round_trip_to_the_bit() {
+    let (_folder, path, _) = good();
+    let file = read_rank_file(&path).unwrap();
+    assert_eq!(file.head, head());
+    assert_eq!(file.steps, (0..3).map(step).collect::<Vec<_>>());
+    assert_eq!(file.buckets, (0..3).map(bucket).collect::<Vec<_>>());
+    assert_eq!(file.end, Some(end(3)));
+}
+
+#[test]
+fn a_cut_file_keeps_its_complete_lines_and_has_no_end() {
+    let (_folder, path, lines) = good();
+    let cut = format!("{}\n{}\n{}", lines[0], lines[1], &lines[2][..lines[2].len() / 2]);
+    fs::write(&path, cut).unwrap();
+    let file = read_rank_file(&path).unwrap();
+    assert_eq!((file.steps.len(), file.buckets.len(), file.end), (1, 0, None));
+}
+
+#[test]
+fn bad_lines_are_named_by_file_line_and_field() {
+    let (_folder, path, lines) = good();
+    let with = |number: usize, line: &str| {
+        let mut lines = lines.clone();
+        lines[number - 1] = line.into();
+        lines.join("\n") + "\n"
+    };
+    let rows: &[(String, &str)] = &[
+        (with(2, "{garbled"), ":2:"),
+        (with(2, &lines[1].replace("0.05", "\"fast\"")), "field `backward_s`: invalid type"),
+        (with(2, &lines[1].replace("0.05", "-0.05")), "field `backward_s` is -0.05"),
+        (with(2, &lines[1].replace("\"tokens\":128", "\"tokens\":128,\"watts\":3")), "unknown field `watts`"),
+        (with(2, &lines[1].replace("\"loss\":6.9,", "")), "missing field `loss`"),
+        (with(2, &lines[1].replace("\"loss\":6.9", "\"loss\":NaN")), ":2:"),
+        (with(2, &lines[3]), "the next step is 0"),
+        (with(3, &lines[2].replace("\"step\":0", "\"step\":2")), "a bucket follows its own step"),
+        (with(1, &lines[1]), "the first line should be a `run` line"),
+        (with(8, &lines[7].replace("\"steps\":3", "\"steps\":4")), "field `steps` says 4, the file holds 3"),
+        (with(1, &lines[0].replace("\"schema\":1", "\"schema\":99")), "has schema 99; this rigscale reads up to 1"),
+        (with(1, &lines[0].replace("\"batch\":2", "\"batch\":true")), "field `config.batch`"),
+        (lines.join("\n") + "\n" + &lines[6] + "\n", "a line follows the `end` line"),
+        (String::new(), "the file is empty"),
+    ];
+    for (text, expected) in rows {
+        let error = error_of(&path, text);
+        assert!(error.contains(expected) && error.contains("rank-0.jsonl"), "{error}\n  should contain {expected}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "steps are written in order")]
+fn the_writer_asserts_the_order_of_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = RankWriter::create(&folder.path().join("rank-0.jsonl"), &head()).unwrap();
+    let _ = writer.step(&step(1), &[]);
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file() {
+    // /dev/full refuses every write with "no space left on device"
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("analysis.json");
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("analysis.json.part")).unwrap();
+    let error = write_json(&path, &end(1)).unwrap_err();
+    assert!(error.to_string().contains("could not write") && !error.is_input(), "{error}");
+    assert!(!path.exists(), "no partial file reads as whole");
+}
+
+fn plan() -> Plan {
+    Plan {
+        schema: SCHEMA,
+        rigscale: "0.1.0".into(),
+        created: "2026-11-23T08:09:10Z".parse().unwrap(),
+        device: Device::Cpu,
+        grade: Grade::CpuRanks,
+        target: 0.9,
+        worlds: vec![1, 2],
+        skipped: vec![SkippedWorld { world: 4, why: "4 ranks need 4 cores".into() }],
+        shares: vec![head().share],
+        config: config(),
+        why: vec!["a: sentence, with #punctuation".into()],
+        gradient_bytes: Bytes(4096),
+        flops_per_step: 1e9,
+        step_estimate_s: Seconds(1.0 / 3.0),
+        launches: 1,
+        extension: 0,
+        heating_steps: 1,
+        order_seed: u64::MAX,
+        trials: vec![Trial { name: "launch-1_ddp-2".into(), launch: 1, arm: Arm::Ddp, shares: vec![0, 0] }],
+        limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(100.0), stop_s: Seconds(1.0) },
+        fields: vec![Field { key: "order".into(), value: "yes".into() }],
+    }
+}
+
+/// A run folder with one trial of two ranks.
+fn folder() -> (tempfile::TempDir, RunFolder) {
+    let base = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create_at(&base.path().join("run")).unwrap();
+    write_yaml(&folder.plan(), &plan()).unwrap();
+    fs::create_dir(folder.trial("launch-1_ddp-2")).unwrap();
+    write(&folder.rank("launch-1_ddp-2", 0));
+    (base, folder)
+}
+
+#[test]
+fn a_plan_survives_yaml_and_a_folder_reads_without_a_missing_rank() {
+    let (_base, folder) = folder();
+    let files = folder.read().unwrap();
+    assert_eq!(files.plan, plan());
+    assert_eq!(files.trials["launch-1_ddp-2"].keys().copied().collect::<Vec<_>>(), vec![0]);
+}
+
+#[test]
+fn bad_plans_are_named_by_file_line_and_field() {
+    let (_base, folder) = folder();
+    let text = fs::read_to_string(folder.plan()).unwrap();
+    let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned()
+        + &('b'..'j')
+            .map(|name| {
+                let last = (name as u8 - 1) as char;
+                format!("{name}: &{name} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n")
+            })
+            .collect::<String>();
+    let rows: &[(String, &str)] = &[
+        (text.replace("schema: 1", "schema: 2"), "has schema 2; this rigscale reads up to 1"),
+        (text.replace("launches: 1", "launches: many"), "plan.yaml:"),
+        (text.replace("extension:", "extention:"), "extention"),
+        (text.clone() + "\ttabs: 1\n", "plan.yaml:"),
+        ("[".repeat(100_000), "plan.yaml:"),
+        (bomb, "plan.yaml:"),
+        (String::new(), "plan.yaml"),
+    ];
+    for (text, expected) in rows {
+        fs::write(folder.plan(), text).unwrap();
+        let error = folder.read().expect_err("this plan should not read").to_string();
+        assert!(error.contains(expected), "{error}\n  should contain {expected}");
+    }
+    fs::write(folder.plan(), "x".repeat(17 << 20)).unwrap();
+    assert!(matches!(folder.read(), Err(RecordError::TooLarge { .. })));
+}
+
+#[test]
+fn evidence_that_nobody_weighs_is_refused() {
+    let (_base, folder) = folder();
+    fs::create_dir(folder.trial("launch-9_ddp-2")).unwrap();
+    assert!(matches!(folder.read(), Err(RecordError::Stray { .. })));
+}
+
+#[test]
+fn a_rank_file_in_the_wrong_place_is_refused() {
+    let (_base, folder) = folder();
+    fs::rename(folder.rank("launch-1_ddp-2", 0), folder.rank("launch-1_ddp-2", 1)).unwrap();
+    let error = folder.read().unwrap_err().to_string();
+    assert!(error.contains("field `rank` should be 1"), "{error}");
+}
+
+#[test]
+fn the_manifest_names_what_was_changed() {
+    let (_base, folder) = folder();
+    Manifest::write(&folder).unwrap();
+    assert!(Manifest::differences(&folder).unwrap().is_empty());
+    fs::write(folder.rank("launch-1_ddp-2", 0), "better numbers").unwrap();
+    fs::write(folder.path().join("extra.txt"), "?").unwrap();
+    let differences = Manifest::differences(&folder).unwrap();
+    assert_eq!(differences, vec!["runs/launch-1_ddp-2/rank-0.jsonl was changed", "extra.txt was added"]);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_readers_panic(noise in prop::collection::vec(any::<u8>(), 0..300), cut in 0_usize..2000) {
+        let (_folder, path, lines) = good();
+        let mut bytes = lines.join("\n").into_bytes();
+        bytes.truncate(cut);
+        bytes.extend(noise);
+        fs::write(&path, bytes).unwrap();
+        let _ = read_rank_file(&path);
+        let _ = read_yaml::<Plan>(&path);
+        let _ = read_json::<Analysis>(&path);
+    }
+
+    #[test]
+    fn floats_survive(step_s in 1e-9_f64..1e6, loss in -1e300_f64..1e300) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-0.jsonl");
+        let step = Step { step_s: Seconds(step_s), loss, ..step(0) };
+        let mut writer = RankWriter::create(&path, &head()).unwrap();
+        writer.step(&step, &[]).unwrap();
+        prop_assert_eq!(&read_rank_file(&path).unwrap().steps[0], &step);
+    }
+}
