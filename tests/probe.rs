@@ -1,6 +1,7 @@
 //! Recorded machines: each transcript gives the topology and the findings beside it.
 //!
 //! `RIGSCALE_BLESS=1 cargo test --test probe` rewrites the files; the diff is the review.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -193,7 +194,11 @@ fn wrong_topologies_are_errors_with_their_place() {
         (good.replacen("path: PHB", "path: PIX", 1), format!("t.yaml:{}:", line_of("pairs:")), "do not follow"),
         (good.replacen("schema: 1", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 1"),
         (good.replacen("schema: 1", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
-        (good.replacen("parent: 0000:00:01.4", "parent: 0000:00:01.5", 1), "t.yaml:".into(), "not among the bridges"),
+        (
+            good.replacen("parent: \"0000:00:01.4\"", "parent: \"0000:00:01.5\"", 1),
+            "t.yaml:".into(),
+            "not among the bridges",
+        ),
         (good[..good.len() / 2].to_owned(), "t.yaml:".into(), ""),
         ("a: &a [1]\nb: *a\n".to_owned(), "t.yaml:".into(), ""),
         ("[".repeat(100_000), "t.yaml:".into(), ""),
@@ -217,7 +222,7 @@ impl Machine for Edited<'_> {
         let answer = self.machine.ask(question)?;
         let hash =
             question.to_string().bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
-        match self.edits.iter().find(|(modulus, _)| hash % modulus == 0) {
+        match self.edits.iter().find(|(modulus, _)| hash.is_multiple_of(*modulus)) {
             Some((_, missing)) => Ok(Answer { answer: Err(missing.clone()), ..answer }),
             None => Ok(answer),
         }
@@ -289,7 +294,7 @@ proptest! {
         impl Machine for Nonsense<'_> {
             fn ask(&self, question: &Question) -> Result<Answer, rigscale::probe::AskError> {
                 let mut answer = self.0.ask(question)?;
-                if question.to_string().len() as u64 % self.1 == 0 {
+                if (question.to_string().len() as u64).is_multiple_of(self.1) {
                     answer.answer = Ok(Value::Text(self.2.clone()));
                 }
                 Ok(answer)

@@ -15,6 +15,7 @@ use crate::topology::TopologyError;
 
 use super::Exit;
 use super::look::LookError;
+use super::probe::ProbeCommandError;
 
 /// Why a command could not do what it was asked.
 #[derive(Debug, Error, Diagnostic)]
@@ -23,6 +24,10 @@ pub(super) enum CliError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Look(#[from] LookError),
+    /// A machine could not be probed, captured or shown.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Probe(#[from] ProbeCommandError),
     /// A topology could not be read.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -78,6 +83,7 @@ impl CliError {
     #[must_use]
     pub(super) fn exit(&self) -> Exit {
         match self {
+            Self::Probe(error) => error.exit(),
             Self::Record(error) if error.is_input() => Exit::Usage,
             Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
             Self::Model(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,

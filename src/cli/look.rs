@@ -9,14 +9,14 @@ use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe};
 use crate::record::{Finding, Findings, RecordError, SCHEMA, write_json, write_whole};
 use crate::topology::{Topology, TopologyError, to_yaml};
 
-/// What a look at this machine gives.
+/// What a look at a machine gives.
 pub(super) struct Look {
     /// The machine.
     pub(super) topology: Topology,
     /// What is wrong with it.
     pub(super) findings: Vec<Finding>,
-    /// Every question and its answer, redacted.
-    pub(super) transcript: String,
+    /// Every question and its answer, redacted; none where a topology was all there was to look at.
+    pub(super) transcript: Option<String>,
 }
 
 /// Why a look failed or could not be kept.
@@ -46,7 +46,7 @@ impl Look {
         let machine = Recorder::new(Live::new(), Some(Redactor::new(Live::private_words())));
         let topology = probe(&machine)?;
         let findings = judge(&topology);
-        let transcript = machine.transcript()?;
+        let transcript = Some(machine.transcript()?);
         Ok(Self { topology, findings, transcript })
     }
 
@@ -60,6 +60,9 @@ impl Look {
         let findings = Findings { schema: SCHEMA, rigscale, findings: self.findings.clone() };
         write_whole(&folder.join("topology.yaml"), text.as_bytes())?;
         write_json(&folder.join("findings.json"), &findings)?;
-        Ok(write_whole(&folder.join("machine.jsonl"), self.transcript.as_bytes())?)
+        if let Some(transcript) = &self.transcript {
+            write_whole(&folder.join("machine.jsonl"), transcript.as_bytes())?;
+        }
+        Ok(())
     }
 }

@@ -3,14 +3,17 @@
 //! Never computes: it reads files, calls one function and writes files.
 
 mod analyze;
+mod capture;
 mod error;
 mod exit;
 mod look;
 mod models;
 mod output;
+mod probe;
 mod progress;
 mod qualify;
 mod report;
+mod rules;
 mod session;
 mod train;
 mod verdict;
@@ -50,6 +53,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Qualify(qualify::Args),
+    Probe(probe::Args),
+    Capture(capture::Args),
+    Rules(rules::Args),
     Models(models::Args),
     Train(train::Args),
     Analyze(analyze::Args),
@@ -74,6 +80,9 @@ pub fn main() -> ExitCode {
     let out = Output { json: cli.json, quiet: cli.quiet };
     let result = match &cli.command {
         Command::Qualify(args) => qualify::run(args, &out),
+        Command::Probe(args) => probe::run(args, &out).map_err(CliError::from),
+        Command::Capture(args) => capture::run(args, &out).map_err(CliError::from),
+        Command::Rules(args) => rules::run(args, &out).map_err(CliError::from),
         Command::Models(args) => models::run(args, &out),
         Command::Train(args) => train::run(args, &out),
         Command::Analyze(args) => analyze::run(args, &out),

@@ -129,7 +129,11 @@ fn missing(error: NvmlError) -> Missing {
         NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => Why::Unsupported,
         _ => Why::Garbled,
     };
-    Missing::new(why, format!("NVML: {error}"))
+    match error {
+        // The reason is the error's source: a path of the loader, which says nothing about the GPU.
+        NvmlError::LibloadingError(_) => Missing::new(why, "NVML: libnvidia-ml.so.1 cannot be loaded"),
+        _ => Missing::new(why, format!("NVML: {error}")),
+    }
 }
 
 #[cfg(test)]

@@ -34,24 +34,9 @@ pub enum CaptureError {
         found: u64,
     },
     /// A line makes no sense.
-    #[error("{file}:{line}: {problem}")]
-    Wrong {
-        /// The file.
-        file: String,
-        /// Line, from 1.
-        line: usize,
-        /// What is wrong there.
-        problem: String,
-        /// The line, for the snippet.
-        #[source_code]
-        text: NamedSource<String>,
-        /// The place in the line, for the snippet.
-        #[label("here")]
-        at: SourceSpan,
-        /// What would be right.
-        #[help]
-        help: &'static str,
-    },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Wrong(Box<WrongLine>),
     /// The end is missing.
     #[error("{file}:{line}: the file was cut: {problem}")]
     #[diagnostic(help("copy the file again, or capture the machine again"))]
@@ -63,6 +48,27 @@ pub enum CaptureError {
         /// How that shows.
         problem: String,
     },
+}
+
+/// A line of a capture that makes no sense.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("{file}:{line}: {problem}")]
+pub struct WrongLine {
+    /// The file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub problem: String,
+    /// The line, for the snippet.
+    #[source_code]
+    pub text: NamedSource<String>,
+    /// The place in the line, for the snippet.
+    #[label("here")]
+    pub at: SourceSpan,
+    /// What would be right.
+    #[help]
+    pub help: &'static str,
 }
 
 /// A transcript that answers as the machine did.
@@ -85,7 +91,7 @@ impl Captured {
         let Some((head, rest)) = lines.split_first() else { return Err(cut(1, "it is empty".into())) };
         check_head(head, file)?;
         let Some((end, middle)) = rest.split_last() else { return Err(cut(1, "it holds nothing but its head".into())) };
-        let mut answers: BTreeMap<Question, Answer> = BTreeMap::new();
+        let mut answers = BTreeMap::<Question, Answer>::new();
         for (index, text) in middle.iter().enumerate() {
             let Line { ask, phase, answer } = parse(text, file, index + 2, LINE_HELP)?;
             let answer = Answer { phase, answer };
@@ -144,7 +150,8 @@ fn parse<'a, T: serde::Deserialize<'a>>(
 ) -> Result<T, CaptureError> {
     if LINE_BYTES_MAX < text.len() {
         let problem = format!("{} bytes are too many for a line: at most {LINE_BYTES_MAX}", text.len());
-        return Err(wrong(&text[..text.floor_char_boundary(80)], file, line, 1, problem, help));
+        let start: String = text.chars().take(80).collect();
+        return Err(wrong(&start, file, line, 1, problem, help));
     }
     serde_json::from_str(text).map_err(|error| {
         let rendered = error.to_string();
@@ -155,12 +162,12 @@ fn parse<'a, T: serde::Deserialize<'a>>(
 
 fn wrong(text: &str, file: &str, line: usize, column: usize, problem: String, help: &'static str) -> CaptureError {
     let at = column.saturating_sub(1).min(text.len());
-    CaptureError::Wrong {
+    CaptureError::Wrong(Box::new(WrongLine {
         file: file.to_owned(),
         line,
         problem,
         text: NamedSource::new(format!("{file}, line {line}"), text.to_owned()),
         at: SourceSpan::from((at, 0)),
         help,
-    }
+    }))
 }

@@ -13,7 +13,7 @@ mod redact;
 mod rules;
 
 pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder};
-pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured};
+pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;

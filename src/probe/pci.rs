@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use crate::device::{DriverFact, GpuFact};
 use crate::topology::{
-    Bridge, Generation, Gpu, GpuState, Iommu, IommuDomain, IommuMode, Missing, NumaNode, NvidiaDriver, PciAddress,
-    PciId, Reading, RootComplex, Why, Width,
+    Bridge, ClassCode, Generation, Gpu, GpuState, Iommu, IommuDomain, IommuMode, Missing, NumaNode, NvidiaDriver,
+    PciAddress, PciId, Reading, RootComplex, Why, Width,
 };
 use crate::units::Bytes;
 
@@ -42,8 +42,8 @@ pub(super) fn tree(machine: &dyn Machine, nodes: &[NumaNode]) -> Result<Tree, Pr
     let (mut unknown, mut controllers) = (Vec::new(), Vec::new());
     for address in addresses {
         let class = file(machine, format!("{DEVICES}/{address}/class"))?;
-        match class.and_then(|text| hexadecimal(&text, "the class of a PCI function")) {
-            Ok(class) if class >> 16 == 3 => controllers.push((address, class)),
+        match parsed::<ClassCode>(class, "the class of a PCI function") {
+            Ok(class) if class.is_display() => controllers.push((address, class)),
             Ok(_) => {}
             Err(_) => unknown.push(address),
         }
@@ -127,7 +127,7 @@ impl Places {
 fn gpu(
     machine: &dyn Machine,
     address: PciAddress,
-    class: u32,
+    class: ClassCode,
     place: Reading<(RootComplex, Option<PciAddress>)>,
     sole: Option<u32>,
 ) -> Result<Gpu, AskError> {

@@ -61,6 +61,34 @@ impl FromStr for PciId {
     }
 }
 
+/// PCI class, subclass and interface, as in `0x030200`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassCode(pub u32);
+
+impl ClassCode {
+    /// True for display and 3D controllers: base class 03.
+    #[must_use]
+    pub fn is_display(self) -> bool {
+        self.0 >> 16 == 3
+    }
+}
+
+impl fmt::Display for ClassCode {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(&format!("{:#08x}", self.0))
+    }
+}
+
+impl FromStr for ClassCode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 6);
+        let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let code = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        code.map(Self).ok_or_else(|| format!("`{text}` is no PCI class: expected six hex digits, such as 0x030200"))
+    }
+}
+
 /// The bus at which a root complex shows its ports, as in `0000:40`. GPUs below one root complex share a host bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootComplex {
@@ -111,6 +139,7 @@ macro_rules! as_text {
     };
 }
 
+as_text!(ClassCode, "^0x[0-9a-f]{6}$");
 as_text!(PciId, "^[0-9a-f]{4}:[0-9a-f]{4}$");
 as_text!(RootComplex, "^[0-9a-f]{4,8}:[0-9a-f]{2}$");
 
@@ -151,8 +180,8 @@ pub struct Gpu {
     /// Vendor and device.
     #[serde(with = "Fact::<PciId>")]
     pub id: Reading<PciId>,
-    /// Class code: 0x030000 VGA, 0x030200 3D controller.
-    pub class: u32,
+    /// Class code: `0x030000` is VGA, `0x030200` a 3D controller.
+    pub class: ClassCode,
     /// NUMA node.
     #[serde(with = "Fact::<u32>")]
     pub numa_node: Reading<u32>,

@@ -17,11 +17,11 @@ mod yaml;
 pub use address::{NotAnAddress, PciAddress};
 pub use cores::Core;
 pub use cpuset::{CpuSet, NotACpuSet};
-pub use gpu::{Bridge, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
+pub use gpu::{Bridge, ClassCode, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
 pub use link::{Generation, Hop, Lanes, LinkEnd, Narrowest, Phase, Width};
 pub use machine::{
     Container, ContainerKind, Cpu, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA, Socket,
     System, Topology,
 };
 pub use reading::{Fact, Missing, Reading, Why};
-pub use yaml::{TopologyError, YAML_BYTES_MAX, from_yaml, to_yaml};
+pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, to_yaml};

@@ -34,29 +34,35 @@ pub enum TopologyError {
         found: u64,
     },
     /// It is no YAML, or not that of a topology.
-    #[error("{file}:{line}:{column}: {problem}")]
-    Wrong {
-        /// The file.
-        file: String,
-        /// Line, from 1.
-        line: u64,
-        /// Column, from 1.
-        column: u64,
-        /// What is wrong there.
-        problem: String,
-        /// The text, for the snippet.
-        #[source_code]
-        text: NamedSource<String>,
-        /// The place, for the snippet.
-        #[label("here")]
-        at: SourceSpan,
-        /// What would be right.
-        #[help]
-        help: String,
-    },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Wrong(Box<WrongYaml>),
     /// A topology that cannot be spelled.
     #[error("the topology could not be written as YAML")]
     Write(#[source] serde_saphyr::SerializeError),
+}
+
+/// A place in a topology file that is wrong.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("{file}:{line}:{column}: {problem}")]
+#[diagnostic(help(
+    "`rigscale probe -o DIR` writes a topology.yaml to start from; derived keys (`pairs`, `narrowest`) may be left out"
+))]
+pub struct WrongYaml {
+    /// The file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+    /// What is wrong there.
+    pub problem: String,
+    /// The text, for the snippet.
+    #[source_code]
+    pub text: NamedSource<String>,
+    /// The place, for the snippet.
+    #[label("here")]
+    pub at: SourceSpan,
 }
 
 fn options() -> Options {
@@ -159,16 +165,12 @@ fn wrong(text: &str, file: &str, offset: usize, problem: String) -> TopologyErro
     let before = &text[..offset.min(text.len())];
     let line = before.matches('\n').count() as u64 + 1;
     let column = before.chars().rev().take_while(|letter| *letter != '\n').count() as u64 + 1;
-    TopologyError::Wrong {
+    TopologyError::Wrong(Box::new(WrongYaml {
         file: file.to_owned(),
         line,
         column,
         problem,
         text: NamedSource::new(file, text.to_owned()),
         at: SourceSpan::from((before.len(), usize::from(before.len() < text.len()))),
-        help:
-            "`rigscale probe -o DIR` writes a topology.yaml to start from; derived keys (`pairs`, `narrowest`) may be \
-               left out"
-                .to_owned(),
-    }
+    }))
 }

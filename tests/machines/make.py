@@ -154,7 +154,7 @@ def pci(m, *, bridges, gpus, others, iommu):
         if gpu["ids"].startswith("10de"):
             nvml = gpu.get("nvml") or {}
             for fact in GPU_FACTS:
-                absent = missing(ABSENT, "NVML: a libloading error occurred: dlopen failed")
+                absent = missing(ABSENT, "NVML: libnvidia-ml.so.1 cannot be loaded")
                 m.put({"gpu": {"at": address, "fact": fact}}, nvml.get(fact, absent))
     for address, (ids, node, link) in bridges.items():
         device(m, address, ids, node, link)
@@ -167,7 +167,7 @@ def pci(m, *, bridges, gpus, others, iommu):
 def driver(m, version=None, cuda=None, open_module=False):
     kind = "NVIDIA UNIX Open Kernel Module for x86_64" if open_module else "NVIDIA UNIX x86_64 Kernel Module"
     m.file("/proc/driver/nvidia/version", f"NVRM version: {kind}  {version}  Release Build" if version else ABSENT)
-    absent = missing(ABSENT, "NVML: a libloading error occurred: dlopen failed")
+    absent = missing(ABSENT, "NVML: libnvidia-ml.so.1 cannot be loaded")
     m.put({"driver": "version"}, version or absent)
     m.put({"driver": "cuda"}, cuda or absent)
 

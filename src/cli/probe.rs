@@ -1,0 +1,179 @@
+//! `rigscale probe`: what a machine is, and what is wrong with it.
+
+mod error;
+mod findings;
+mod tables;
+mod tree;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+use serde::Serialize;
+
+use crate::probe::{CAPTURE_BYTES_MAX, Captured, judge, probe};
+use crate::record::{Finding, Severity, read_text};
+use crate::topology::{Topology, from_yaml};
+
+pub(super) use error::ProbeCommandError;
+pub(super) use tables::{plain_table, write as write_table};
+
+use super::look::Look;
+use super::{Exit, Output};
+
+/// Shows what this machine is: sockets, PCIe tree, GPUs, links, and what is wrong with them
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  rigscale probe
+  rigscale probe --from machine.jsonl --json
+  rigscale probe -o reports/today
+
+Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from cannot be read")]
+pub(super) struct Args {
+    /// Probe a capture of another machine, or judge a topology.yaml, instead of this machine
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+
+    /// Write topology.yaml, findings.json and machine.jsonl into this folder
+    #[arg(long, short, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// What is printed: text and JSON come from it.
+#[derive(Serialize)]
+struct Report<'a> {
+    topology: &'a Topology,
+    findings: &'a [Finding],
+    #[serde(skip)]
+    colour: bool,
+}
+
+/// Probes this machine or a file, prints it and keeps it if asked.
+///
+/// # Errors
+/// The file cannot be used, or the results not be written.
+pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> {
+    let look = match &args.from {
+        Some(path) => from_file(path)?,
+        None => Look::live()?,
+    };
+    if let Some(path) = &args.out {
+        std::fs::create_dir_all(path).map_err(|source| ProbeCommandError::Folder { path: path.into(), source })?;
+        look.write(path)?;
+    }
+    let report = Report { topology: &look.topology, findings: &look.findings, colour: out.colour() };
+    out.emit(&report).map_err(|source| ProbeCommandError::Print { source })?;
+    if let Some(folder) = &args.out {
+        out.remark(format!("written to {}", folder.display()));
+    }
+    let fault = look.findings.iter().any(|finding| finding.severity == Severity::Fault);
+    Ok(if fault { Exit::Fault } else { Exit::Pass })
+}
+
+/// A capture begins with a brace, a topology with a key.
+fn from_file(path: &Path) -> Result<Look, ProbeCommandError> {
+    let text = read_text(path, CAPTURE_BYTES_MAX as u64)?;
+    let name = path.display().to_string();
+    if !text.trim_start().starts_with('{') {
+        let topology = from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))?;
+        let findings = judge(&topology);
+        return Ok(Look { topology, findings, transcript: None });
+    }
+    let captured = Captured::parse(&text, &name).map_err(|error| ProbeCommandError::Capture(Box::new(error)))?;
+    let topology = probe(&captured).map_err(|source| ProbeCommandError::Probe { file: name, source })?;
+    let findings = judge(&topology);
+    Ok(Look { topology, findings, transcript: Some(text) })
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        tables::identity(out, self.topology)?;
+        writeln!(out)?;
+        tree::draw(out, self.topology)?;
+        tables::gpus(out, self.topology)?;
+        tables::pairs(out, self.topology)?;
+        writeln!(out)?;
+        findings::list(out, self.findings, self.colour)
+    }
+}
+
+/// Everything printed fits this many columns.
+const COLUMNS: usize = 80;
+
+/// `text`, cut to so many columns, with an ellipsis where something was cut.
+fn cut(text: &str, columns: usize) -> String {
+    match text.chars().count() <= columns {
+        true => text.to_owned(),
+        false => text.chars().take(columns.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+/// `text` in lines of at most [`COLUMNS`], the first after `first`, the others as far in. Long words are cut apart.
+fn wrapped(first: &str, text: &str) -> String {
+    let indent = first.chars().count();
+    let room = COLUMNS.saturating_sub(indent).max(20);
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for part in letters.chunks(room) {
+            let part: String = part.iter().collect();
+            let used = lines.last().map_or(0, |line| line.chars().count());
+            match lines.last_mut() {
+                Some(line) if used == 0 => line.push_str(&part),
+                Some(line) if used + 1 + part.chars().count() <= room => line.push_str(&format!(" {part}")),
+                _ => lines.push(part),
+            }
+        }
+    }
+    format!("{first}{}\n", lines.join(&format!("\n{}", " ".repeat(indent))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(name: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("machine.jsonl");
+        let look = from_file(&path).unwrap();
+        Report { topology: &look.topology, findings: &look.findings, colour: false }.to_string()
+    }
+
+    #[test]
+    fn every_recorded_machine_fits_the_terminal() {
+        let machines = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines");
+        for entry in std::fs::read_dir(machines).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()) {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            for line in shown(&name).lines() {
+                assert!(line.chars().count() <= COLUMNS, "{name}: {line}");
+                assert!(!line.contains('\u{1b}'), "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_tree_shows_each_link_on_the_way_to_a_gpu() {
+        let text = shown("server-8gpu");
+        let tree = [
+            "├─ socket 0 · 64 cores",
+            "│  └─ NUMA node 0 · CPUs 0-63,128-191 · 756 GiB",
+            "│     ├─ 0000:00:01.1 Zen 5 root port",
+            "│     │  └─ 0000:01:00.0 PEX890xx Gen5 switch",
+            "│     │     ├─ 0000:02:03.0 PEX890xx Gen5 switch",
+        ];
+        let lines: Vec<&str> = text.lines().collect();
+        let start = lines.iter().position(|line| line.starts_with(tree[0])).unwrap();
+        for (line, expected) in lines[start..].iter().zip(tree) {
+            assert!(line.starts_with(expected), "{line}");
+        }
+        let gpu = lines.iter().find(|line| line.contains("─ 0000:06:00.0")).unwrap();
+        assert!(gpu.ends_with("Gen1 x16 (max Gen5 x16)"), "{gpu}");
+    }
+
+    #[test]
+    fn texts_wrap_and_cut_by_letters() {
+        assert_eq!(cut("äöüß", 3), "äö…");
+        let text = wrapped("  remedy    ", &"wörter ".repeat(30));
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS) && 3 <= text.lines().count());
+        assert!(wrapped("", &"x".repeat(200)).lines().all(|line| line.len() <= COLUMNS));
+    }
+}

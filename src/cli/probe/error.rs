@@ -1,0 +1,77 @@
+//! Why a machine could not be probed, captured or shown.
+
+use std::io;
+use std::path::PathBuf;
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+use crate::cli::Exit;
+use crate::cli::look::LookError;
+use crate::probe::{CaptureError, ProbeError};
+use crate::record::RecordError;
+use crate::topology::TopologyError;
+
+/// What `probe`, `capture` and `rules` can fail with.
+#[derive(Debug, Error, Diagnostic)]
+pub(in crate::cli) enum ProbeCommandError {
+    /// This machine.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Look(#[from] LookError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Record(#[from] RecordError),
+    /// A folder could not be made.
+    #[error("could not make the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A capture makes no sense.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Capture(Box<CaptureError>),
+    /// A topology makes no sense.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Topology(Box<TopologyError>),
+    /// A capture does not hold what the probe asks.
+    #[error("could not probe {file}")]
+    Probe {
+        /// The file.
+        file: String,
+        /// Why not.
+        #[source]
+        source: ProbeError,
+    },
+    /// This machine could not be probed.
+    #[error("could not probe this machine")]
+    Live(#[source] ProbeError),
+    /// What the machine answered cannot be spelled.
+    #[error("could not write down what the machine answered")]
+    Transcript(#[from] crate::probe::RecordError),
+    /// stdout.
+    #[error("could not print the result")]
+    Print {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ProbeCommandError {
+    /// The exit code that the README documents for this.
+    #[must_use]
+    pub(in crate::cli) fn exit(&self) -> Exit {
+        match self {
+            Self::Record(error) if error.is_input() => Exit::Usage,
+            Self::Capture(_) | Self::Topology(_) | Self::Probe { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
+}
