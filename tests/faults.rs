@@ -1,17 +1,22 @@
 //! What a killed, stopped or interrupted run leaves behind: a named rank, an exit code, complete records, no orphan.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
+
 mod common;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{lines, lives, rank_file, ranks, rigscale, signal, stderr, train, wait_for};
+use common::{rigscale, stderr, train};
 use rigscale::record::{EndReason, read_rank_file};
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// A training that would last for minutes, started, with its two ranks.
-fn running(out: &std::path::Path) -> (Child, Vec<u32>) {
+fn running(out: &Path) -> (Child, Vec<u32>) {
     let child = train(out, 1_000_000).spawn().unwrap();
     // before its trial, the training times a step with ranks of its own
     wait_for("the trial", SOON, || out.join("runs/launch-1_ddp-2").exists().then_some(()));
@@ -21,6 +26,50 @@ fn running(out: &std::path::Path) -> (Child, Vec<u32>) {
 
 fn nobody_left(ranks: &[u32]) {
     wait_for("the end of every rank", Duration::from_secs(2), || ranks.iter().all(|pid| !lives(*pid)).then_some(()));
+}
+
+/// Waits for a condition; panics with `what` if it does not come true in time.
+fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The rank processes of a launcher, by rank: its children, in the order in which they were started.
+fn ranks(launcher: &Child) -> Vec<u32> {
+    let path = format!("/proc/{0}/task/{0}/children", launcher.id());
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut ranks: Vec<u32> = text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    ranks.retain(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("rank"));
+    ranks.sort_unstable();
+    ranks
+}
+
+/// True while the process exists and is no zombie.
+fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
+}
+
+/// Sends a signal by name.
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().expect("kill runs");
+    assert!(status.success(), "kill -s {name} {pid}");
+}
+
+/// Lines of a rank file, 0 where there is none.
+fn lines(path: &Path) -> usize {
+    fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+/// The rank file of the training's only trial.
+fn rank_file(out: &Path, rank: usize) -> PathBuf {
+    out.join(format!("runs/launch-1_ddp-2/rank-{rank}.jsonl"))
 }
 
 #[test]
@@ -98,7 +147,7 @@ fn ranks_die_with_their_launcher() {
 fn a_disk_that_fills_up_is_no_result() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
+    fs::create_dir(&disk).unwrap();
     let out = disk.join("run");
     let training = train(&out, 1_000_000);
     let words: Vec<_> = std::iter::once(training.get_program()).chain(training.get_args()).collect();
