@@ -118,8 +118,18 @@ fn is_kept(name: &str) -> bool {
     })
 }
 
-/// Puts [`REDACTED`] in the place of UUIDs, MAC addresses and runs of 24 and more hexadecimal digits.
+/// Puts [`REDACTED`] in the place of words like `(user@host)`, as kernel modules note who built them, and of
+/// identifiers.
 fn without_identifiers(text: &str) -> String {
+    let word = |word: &str| match word.contains('@') {
+        true => format!("{REDACTED}{}", &word[word.trim_end().len()..]),
+        false => without_hexadecimal(word),
+    };
+    text.split_inclusive(char::is_whitespace).map(word).collect()
+}
+
+/// Puts [`REDACTED`] in the place of UUIDs, MAC addresses and runs of 24 and more hexadecimal digits.
+fn without_hexadecimal(text: &str) -> String {
     let belongs = |letter: char| letter.is_ascii_hexdigit() || letter == '-' || letter == ':';
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
@@ -168,6 +178,7 @@ mod tests {
     fn identifiers_go_and_addresses_stay() {
         let rows = [
             ("GPU-e588912b-1368-6b4f-0e2a-0d08f8afb39b", "GPU-redacted"),
+            ("595.58.03  Release Build  (root@toms-rig)  \nGCC", "595.58.03  Release Build  redacted  \nGCC"),
             ("mac 00:1b:21:aa:bb:cc.", "mac redacted."),
             ("id 842559a89ed24b18fa06861618700035", "id redacted"),
             ("../devices/pci0000:40/0000:40:01.1/0000:41:00.0", "../devices/pci0000:40/0000:40:01.1/0000:41:00.0"),

@@ -101,9 +101,10 @@ fn below(topology: &Topology, parent: Option<PciAddress>, bridges: &[&Bridge], g
         branches.push(Branch { text, link: hop(topology, bridge.address), below: inside });
     }
     for gpu in gpus.iter().filter(|gpu| gpu.parent == parent) {
-        let link = match hop(topology, gpu.address) {
-            hop if hop.is_empty() => "link unknown".to_owned(),
-            hop => hop,
+        let link = match (hop(topology, gpu.address), gpu.link.now()) {
+            (hop, Ok(own)) if hop.is_empty() => format!("{own} (its own end)"),
+            (hop, Err(_)) if hop.is_empty() => "link unknown".to_owned(),
+            (hop, _) => hop,
         };
         branches.push(Branch {
             text: format!("{} {}", gpu.address, gpu.name().trim_start_matches("NVIDIA ")),
