@@ -2,6 +2,8 @@
 
 use schemars::{Schema, schema_for};
 
+use crate::topology::Topology;
+
 use super::{Analysis, Findings, Line, Manifest, Plan};
 
 /// Name (of the file under `schemas/`) and JSON schema of each record.
@@ -13,5 +15,6 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("manifest", schema_for!(Manifest)),
         ("plan", schema_for!(Plan)),
         ("rank-line", schema_for!(Line)),
+        ("topology", schema_for!(Topology)),
     ]
 }
