@@ -1,6 +1,9 @@
 //! Matrix products in f32 on the host, checked.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in memory: element `(r, c)` lies at `r · row_stride + c · column_stride`.
 #[derive(Debug, Clone, Copy)]
@@ -64,33 +67,96 @@ fn check(len: usize, rows: usize, columns: usize, stride: usize) {
     assert!(needed <= len, "a matrix of {rows} x {columns} at stride {stride} does not fit in {len} elements");
 }
 
-/// `dst = left · right`, or `dst += left · right` where `accumulate`. `threads` above 1 uses the rayon pool of the
-/// caller. Each element is summed by one thread in one order: the result does not depend on scheduling.
+/// `dst = left · right`, or `dst += left · right` where `accumulate`. `threads` above 1 cuts the longer side of `dst`
+/// into as many parts, for the rayon pool of the caller. Each element is summed by one thread in one order: the
+/// result depends neither on scheduling nor on the number of threads.
 ///
 /// # Panics
 /// If the inner sizes differ: a bug of the caller.
 pub fn multiply(dst: MatrixMut<'_>, accumulate: bool, left: Matrix<'_>, right: Matrix<'_>, threads: usize) {
     assert_eq!(left.columns, right.rows, "inner sizes of a matrix product");
     assert_eq!((dst.rows, dst.columns), (left.rows, right.columns), "outer sizes of a matrix product");
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
-    // SAFETY: gemm reads `left` and `right` and writes `dst` only at (r, c) within the sizes given, at the strides
-    // given. `check` has proved for each of the three that the last such element lies inside its slice, and a
-    // transposed matrix names the same elements. The exclusive borrow of `dst` keeps it apart from the operands and
-    // its rows do not overlap; all three borrows outlive the call, which returns after its threads are done. With
-    // `read_dst` false, `dst` is written without being read.
+    let MatrixMut { data, rows, columns, stride } = dst;
+    let target = Target { first: data.as_mut_ptr(), stride };
+    let work = rows * columns * left.columns;
+    if threads <= 1 || work < PARALLEL_MIN {
+        let all = Part { rows: 0..rows, columns: 0..columns };
+        // SAFETY: the part is the whole of `dst`, whose exclusive borrow lasts until this returns.
+        unsafe { multiply_part(target, all, accumulate, left, right) };
+        return;
+    }
+    let side = rows.max(columns);
+    let size = side.div_ceil(threads).next_multiple_of(PART_STEP);
+    (0..side.div_ceil(size)).into_par_iter().for_each(|index| {
+        let range = index * size..side.min((index + 1) * size);
+        let part = if columns <= rows {
+            Part { rows: range, columns: 0..columns }
+        } else {
+            Part { rows: 0..rows, columns: range }
+        };
+        // SAFETY: ranges of different indices do not overlap, so no two threads write one element; `for_each` returns
+        // after the last of them, within the exclusive borrow of `dst`.
+        unsafe { multiply_part(target, part, accumulate, left, right) };
+    });
+}
+
+/// Multiplications below which waking a second thread costs more than it saves.
+const PARALLEL_MIN: usize = 64 * 64 * 64;
+
+/// Parts end at a multiple of this, so that only the last has incomplete tiles: the tiles of the AVX2 kernel are 16 by
+/// 6, those of AVX-512 are 32 by 6.
+const PART_STEP: usize = 96;
+
+/// Where the first element of a product goes, and how far apart its rows are.
+#[derive(Clone, Copy)]
+struct Target {
+    first: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: a Target is only an address; whoever writes through it promises, by calling the unsafe `multiply_part`, that
+// its part is no other thread's.
+unsafe impl Sync for Target {}
+// SAFETY: as above.
+unsafe impl Send for Target {}
+
+/// The rows and columns of a product that one thread computes.
+struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+/// Computes one part of `left · right` on this thread.
+///
+/// # Safety
+/// `target` must be the first element of a matrix as large as the product, checked by [`check`], which outlives the
+/// call; no other thread reads or writes the part meanwhile. `part` lies within the product.
+unsafe fn multiply_part(target: Target, part: Part, accumulate: bool, left: Matrix<'_>, right: Matrix<'_>) {
+    let (rows, columns) = (part.rows.len(), part.columns.len());
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let left_first = part.rows.start * left.row_stride;
+    let right_first = part.columns.start * right.column_stride;
+    // SAFETY: gemm reads the rows of `left` and the columns of `right` that belong to the part, over their common inner
+    // size, and writes the part of the target, all at the strides given. `check` has proved for each of the three
+    // matrices that its last element lies inside its slice, a transposed matrix names the same elements, and a part
+    // lies within them (no inner size at all reads nothing, and wrapping_add computes but does not use the address).
+    // The borrows of `left` and `right` outlive the call; the caller vouches for the target. With `read_dst` false, the
+    // target is written without being read.
     unsafe {
         gemm::gemm(
-            dst.rows,
-            dst.columns,
+            rows,
+            columns,
             left.columns,
-            dst.data.as_mut_ptr(),
+            target.first.wrapping_add(part.rows.start * target.stride + part.columns.start),
             1,
-            dst.stride as isize,
+            target.stride as isize,
             accumulate,
-            left.data.as_ptr(),
+            left.data.as_ptr().wrapping_add(left_first),
             left.column_stride as isize,
             left.row_stride as isize,
-            right.data.as_ptr(),
+            right.data.as_ptr().wrapping_add(right_first),
             right.column_stride as isize,
             right.row_stride as isize,
             1.0,
@@ -98,7 +164,7 @@ pub fn multiply(dst: MatrixMut<'_>, accumulate: bool, left: Matrix<'_>, right: M
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
 }
@@ -113,8 +179,16 @@ mod tests {
     }
 
     #[test]
-    fn products_of_small_integers_are_exact_in_every_layout() {
-        for (rows, columns, inner) in [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 40, 65), (130, 3, 2)] {
+    fn products_of_small_integers_are_exact_in_every_layout_on_any_number_of_threads() {
+        for (rows, columns, inner, threads) in [
+            (1, 1, 1, 1),
+            (3, 5, 7, 1),
+            (17, 33, 9, 4),
+            (64, 40, 65, 1),
+            (130, 3, 2, 1),
+            (205, 40, 35, 2),
+            (35, 301, 33, 3),
+        ] {
             for (left_turned, right_turned, accumulate) in
                 [(false, false, false), (false, true, true), (true, false, false), (true, true, true)]
             {
@@ -135,7 +209,7 @@ mod tests {
                 let stride = columns + 2;
                 let start = if accumulate { 2.0 } else { f32::NAN };
                 let mut dst = vec![start; rows * stride];
-                multiply(MatrixMut::rows(&mut dst, rows, columns, stride), accumulate, left, right, 1);
+                multiply(MatrixMut::rows(&mut dst, rows, columns, stride), accumulate, left, right, threads);
                 for r in 0..rows {
                     for c in 0..columns {
                         let sum: f32 = (0..inner).map(|k| left_at(r, k) * right_at(k, c)).sum();

@@ -123,6 +123,12 @@ impl<O: Ops> Gradients<O> {
         self.reducer.world()
     }
 
+    /// False once an exchange has failed and buckets were lost with it.
+    #[must_use]
+    pub fn are_whole(&self) -> bool {
+        self.buckets.iter().all(Option::is_some)
+    }
+
     /// Begins a micro-step; moments are taken on `clock`.
     pub fn begin(&mut self, pass: Pass, clock: &Clock) {
         self.pass = pass;

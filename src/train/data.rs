@@ -183,7 +183,7 @@ impl TokenFile {
     fn open(path: &Path, token_bytes: u8, vocabulary: usize, seed: u64) -> Result<Self, DataError> {
         let path = path.to_path_buf();
         let bytes = Mapped::open(&path).map_err(|source| DataError::Open { path: path.clone(), source })?;
-        if !bytes.len().is_multiple_of(usize::from(token_bytes)) {
+        if ![2, 4].contains(&token_bytes) || !bytes.len().is_multiple_of(usize::from(token_bytes)) {
             return Err(DataError::Ragged { path, bytes: bytes.len(), token_bytes });
         }
         Ok(Self { path, bytes, token_bytes, vocabulary, seed })
@@ -313,11 +313,12 @@ mod tests {
         let share = DataShare { rank: 0, world: 1 };
         let mut ids = vec![0_u8; 2 * 40];
         ids[2 * 17] = 53;
-        let rows: [(&[u8], u8, &[&str]); 4] = [
+        let rows: [(&[u8], u8, &[&str]); 5] = [
             (&ids, 2, &["tokens.bin", "token 17 is 53", "end at 52"]),
             (&ids[..2 * 13], 2, &["tokens.bin", "13 tokens", "needs 14"]),
             (&[], 4, &["tokens.bin", "0 tokens"]),
             (&ids[..31], 2, &["tokens.bin", "31 bytes", "2 bytes"]),
+            (&ids, 0, &["tokens.bin", "ids of 0 bytes"]),
         ];
         for (bytes, token_bytes, words) in rows {
             let (_folder, config) = with_file(bytes, token_bytes);

@@ -376,8 +376,8 @@ mod tests {
     use crate::train::{Pass, gradient_bucket_lengths};
 
     impl Decoder<Cpu> {
-        /// Makes everything NaN that one micro-step must write before it reads it.
-        fn poison(&mut self) {
+        /// Everything that one micro-step must write before it reads it.
+        fn transient(&mut self) -> Vec<&mut Floats> {
             let Self { blocks, last, logits, losses, work, .. } = self;
             let states = blocks.iter_mut().flat_map(|block| {
                 let Block { attention_norm, q, k, v, att, lse, ffn_norm, gate_up, act } = block;
@@ -388,8 +388,22 @@ mod tests {
             let NormState { x, h, rstd } = last;
             let Work { branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact } = work;
             let shared = [x, h, rstd, logits, losses, branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact];
-            states.chain(shared).for_each(|buffer| buffer.fill(f32::NAN));
+            states.chain(shared).collect()
         }
+    }
+
+    #[test]
+    fn the_memory_plan_is_what_is_allocated() {
+        let shape = crate::model::preset("llama-tiny").unwrap().shape;
+        let config = crate::record::TrainConfig { shape, batch: 3, context: 40, ..tiny() };
+        let tokens = Sequences { batch: config.batch, context: config.context };
+        let places = Arc::new(Places::of(&config));
+        let mut model = Decoder::new(&mut Cpu::new(1).unwrap(), &shape, tokens, &places, 1).unwrap();
+        // weights, gradients and two moments
+        let parameters = 4 * places.layout.elements();
+        let elements = parameters + model.transient().iter().map(|buffer| buffer.len()).sum::<usize>();
+        let planned = crate::model::MemoryPlan::on_cpu(&shape, config.batch, config.context).total_bytes.0;
+        close("planned bytes", planned as f64, (4 * elements) as f64, 0.0, 0.01);
     }
 
     /// Each parameter's gradient along a random direction equals the slope of the f64 reference along it, and two
@@ -419,7 +433,7 @@ mod tests {
         };
 
         for micro in 0..2 {
-            model.poison();
+            model.transient().into_iter().for_each(|buffer| buffer.fill(f32::NAN));
             close("loss", model.forward(&mut ops, &batch).unwrap(), loss(&weights), 0.0, 1e-5);
             let write = [Write::Overwrite, Write::Accumulate][micro];
             gradients.begin(Pass { write, last: micro == 1 }, &Clock::starting_now());

@@ -95,12 +95,15 @@ pub enum ExchangeError {
     /// The communicator failed.
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// An earlier failure or a panic ended the thread that exchanges.
-    #[error("the thread that exchanges gradients has ended after {after}")]
+    /// The thread that exchanges is gone without a word: it panicked.
+    #[error("the thread that exchanges gradients ended {after} after the backward pass")]
     Ended {
-        /// Time since the buckets were handed to it.
+        /// How long was waited for it.
         after: Seconds,
     },
+    /// An earlier exchange failed and took gradients with it.
+    #[error("an earlier exchange failed, and its gradients are lost")]
+    Lost,
 }
 
 /// Why tokens could not be read.

@@ -161,6 +161,8 @@ fn a_failed_exchange_ends_the_step_with_its_cause() {
     };
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("rank 0 died"), "{cause}");
+    let again = trainer.step(&clock).unwrap_err();
+    assert!(matches!(again, TrainError::Exchange { source: ExchangeError::Lost, .. }), "{again:?}");
 }
 
 #[test]
@@ -170,4 +172,31 @@ fn a_training_that_diverges_says_so() {
     let clock = Clock::starting_now();
     let error = (0..20).find_map(|_| trainer.step(&clock).err()).expect("a learning rate of 1e30 diverges");
     assert!(matches!(error, TrainError::Diverged { .. }), "{error:?}");
+}
+
+#[test]
+fn the_smallest_and_odd_sizes_train() {
+    for (batch, context, accumulate, threads) in [(1, 1, 1, 1), (1, 65, 1, 2), (3, 2, 3, 4), (1, 129, 2, 3)] {
+        let config = TrainConfig { batch, context, accumulate, steps: 2, ..tiny() };
+        let mut trainer = trainer(&config, DataShare { rank: 0, world: 1 }, threads, Reducer::none());
+        for StepRecord { step, .. } in run(&mut trainer, &config) {
+            close("loss", step.loss, 53_f64.ln(), 0.3, 0.0);
+            assert!(0.0 < step.grad_norm);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_clipped_to_the_norm_asked_for() {
+    let after_one_step = |clip_norm| {
+        let config = TrainConfig { clip_norm, steps: 2, ..tiny() };
+        let mut trainer = alone(&config);
+        let norms: Vec<f64> = run(&mut trainer, &config).iter().map(|record| record.step.grad_norm).collect();
+        (norms[0], trainer.parameters_sha256().unwrap())
+    };
+    let (free_norm, free) = after_one_step(None);
+    let (clipped_norm, clipped) = after_one_step(Some(free_norm / 2.0));
+    let (loose_norm, loose) = after_one_step(Some(free_norm * 100.0));
+    assert_eq!((free_norm, free_norm), (clipped_norm, loose_norm), "the norm is that before clipping");
+    assert!(free == loose && free != clipped, "only a limit below the norm changes the weights");
 }

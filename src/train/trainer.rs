@@ -13,7 +13,7 @@ use super::check::check;
 use super::cpu::Cpu;
 use super::data::{Batch, Data, DataShare};
 use super::decoder::Decoder;
-use super::error::TrainError;
+use super::error::{ExchangeError, TrainError};
 use super::ops::{self, Ops, Write};
 use super::optimizer::AdamW;
 use super::reducer::{Moments, Reducer};
@@ -114,6 +114,9 @@ impl<O: Ops> Trainer<O> {
     }
 
     fn run_step(&mut self, clock: &Clock) -> Result<StepRecord, TrainError> {
+        if !self.gradients.are_whole() {
+            return Err(TrainError::Exchange { step: self.index, source: ExchangeError::Lost });
+        }
         let mut laps = Laps::start(clock, self.ended);
         let (mut forward, mut backward) = (Seconds(0.0), Seconds(0.0));
         let mut loss = 0.0;

@@ -121,7 +121,6 @@ fn backward_row(row: usize, dx: &mut [f32], stream: Write, partial: &mut [f32], 
     for ((sum, dh), x) in partial.iter_mut().zip(dh).zip(x) {
         *sum += dh * x * rstd;
     }
-    // dx holds g for a moment only where nothing is accumulated; its sum with x is taken without it
     let mut dot = [0.0_f32; super::math::LANES];
     for ((dh, x), gain) in dh.chunks(dot.len()).zip(x.chunks(dot.len())).zip(gain.chunks(dot.len())) {
         for (((sum, dh), x), gain) in dot.iter_mut().zip(dh).zip(x).zip(gain) {
