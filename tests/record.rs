@@ -238,7 +238,7 @@ fn bad_plans_are_named_by_file_line_and_field() {
         let error = folder.read().expect_err("this plan should not read").to_string();
         assert!(error.contains(expected), "{error}\n  should contain {expected}");
     }
-    fs::write(folder.plan(), "x".repeat(17 << 20)).unwrap();
+    fs::write(folder.plan(), "x".repeat(5 << 20)).unwrap();
     assert!(matches!(folder.read(), Err(RecordError::TooLarge { .. })));
 }
 

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use miette::{Diagnostic, NamedSource, SourceSpan};
+use miette::Diagnostic;
 use thiserror::Error;
+
+use crate::topology::WrongYaml;
 
 /// Why a record could not be read or written. Names file, line and field, and says what would be right.
 #[derive(Debug, Error, Diagnostic)]
@@ -55,7 +57,7 @@ pub enum RecordError {
     /// A YAML file does not hold what it should.
     #[error(transparent)]
     #[diagnostic(transparent)]
-    Yaml(Box<YamlError>),
+    Yaml(#[from] Box<WrongYaml>),
     /// The folder is not a run folder.
     #[error("{} holds no plan.yaml, so it is not a run folder", path.display())]
     #[diagnostic(help("give the folder that `rigscale qualify` or `rigscale train` named at its end"))]
@@ -69,26 +71,6 @@ pub enum RecordError {
         /// Which file.
         path: PathBuf,
     },
-}
-
-/// A place in a YAML file that does not hold what it should.
-#[derive(Debug, Error, Diagnostic)]
-#[error("{name}:{line}:{column}: {problem}")]
-pub struct YamlError {
-    /// Which file.
-    pub name: String,
-    /// Line, from 1; 0 if the file as a whole is wrong.
-    pub line: u64,
-    /// Column, from 1.
-    pub column: u64,
-    /// What is wrong.
-    pub problem: String,
-    /// The text, for the snippet.
-    #[source_code]
-    pub text: NamedSource<String>,
-    /// Where in it.
-    #[label("here")]
-    pub at: Option<SourceSpan>,
 }
 
 impl RecordError {

@@ -7,14 +7,18 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::error::YamlError;
+use crate::topology::parse_yaml;
+
 use super::{RecordError, SCHEMA};
 
 /// No single record is larger: 15 trials of 10,000 steps with buckets stay below 100 MB.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// No plan or topology is larger.
-const YAML_BYTES_MAX: u64 = 16 << 20;
+const YAML_BYTES_MAX: u64 = 4 << 20;
+
+/// What to do about a plan that is wrong.
+const YAML_HELP: &str = "`rigscale qualify` and `rigscale train` write plan.yaml; restore it from where it came";
 
 /// Reads a text file of at most `limit` bytes.
 ///
@@ -139,22 +143,6 @@ pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
         Some(found) if found > u64::from(SCHEMA) => {
             Err(RecordError::NewerSchema { path: path.into(), found, ours: SCHEMA })
         }
-        _ => yaml(&path.display().to_string(), &text),
+        _ => Ok(parse_yaml(&text, &path.display().to_string(), YAML_HELP)?),
     }
-}
-
-/// Parses YAML within the parser's bounds of size, depth and repetition.
-fn yaml<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, RecordError> {
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let place = error.location();
-        RecordError::Yaml(Box::new(YamlError {
-            name: name.into(),
-            line: place.map_or(0, |place| place.line()),
-            column: place.map_or(0, |place| place.column()),
-            problem: error.to_string(),
-            text: miette::NamedSource::new(name, text.to_owned()),
-            at: place.and_then(|place| usize::try_from(place.span().offset()).ok()).map(Into::into),
-        }))
-    })
 }

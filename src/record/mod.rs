@@ -15,7 +15,7 @@ mod run;
 mod schema;
 
 pub use analysis::*;
-pub use error::{RecordError, YamlError};
+pub use error::RecordError;
 pub use file::{read_json, read_text, read_yaml, write_json, write_whole, write_yaml};
 pub use finding::*;
 pub use folder::*;

@@ -24,4 +24,4 @@ pub use machine::{
     System, Topology,
 };
 pub use reading::{Fact, Missing, Reading, Why};
-pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, to_yaml};
+pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};

@@ -1,6 +1,7 @@
 //! `topology.yaml` in and out: bounded, strict, with errors that point at the place.
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
+use serde::de::DeserializeOwned;
 use serde_saphyr::budget::Budget;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Options, ser_options};
@@ -42,12 +43,13 @@ pub enum TopologyError {
     Write(#[source] serde_saphyr::SerializeError),
 }
 
-/// A place in a topology file that is wrong.
+/// What to do about a topology file that is wrong.
+const HELP: &str =
+    "`rigscale probe -o DIR` writes a topology.yaml to start from; derived keys (`pairs`, `narrowest`) may be left out";
+
+/// A place in a YAML file that is wrong.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 #[error("{file}:{line}:{column}: {problem}")]
-#[diagnostic(help(
-    "`rigscale probe -o DIR` writes a topology.yaml to start from; derived keys (`pairs`, `narrowest`) may be left out"
-))]
 pub struct WrongYaml {
     /// The file.
     pub file: String,
@@ -63,6 +65,9 @@ pub struct WrongYaml {
     /// The place, for the snippet.
     #[label("here")]
     pub at: SourceSpan,
+    /// What to do about it.
+    #[help]
+    pub help: &'static str,
 }
 
 fn options() -> Options {
@@ -93,8 +98,7 @@ pub fn from_yaml(text: &str, file: &str) -> Result<Topology, TopologyError> {
     if let Some(found) = schema_of(text).filter(|schema| u64::from(SCHEMA) < *schema) {
         return Err(TopologyError::Newer { file: file.to_owned(), found });
     }
-    let read: Topology =
-        serde_saphyr::from_str_with_options(text, options()).map_err(|error| misread(text, file, &error))?;
+    let read: Topology = parse_yaml(text, file, HELP).map_err(TopologyError::Wrong)?;
     if read.schema != SCHEMA {
         let problem = format!("schema {} was never written", read.schema);
         return Err(wrong(text, file, find(text, "schema"), problem));
@@ -104,6 +108,15 @@ pub fn from_yaml(text: &str, file: &str) -> Result<Topology, TopologyError> {
     }
     check_derived(text, file, &read)?;
     Ok(read.derived())
+}
+
+/// Reads any YAML record within the same bounds of size, depth and repetition: what a stranger wrote costs neither
+/// memory nor time. `help` says what to do about a file that is wrong.
+///
+/// # Errors
+/// The place and what is wrong there.
+pub fn parse_yaml<T: DeserializeOwned>(text: &str, file: &str, help: &'static str) -> Result<T, Box<WrongYaml>> {
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| Box::new(misread(text, file, &error, help)))
 }
 
 /// Writes a topology; [`from_yaml`] reads back the same value.
@@ -143,14 +156,14 @@ fn find(text: &str, what: &str) -> usize {
     text.rfind(what).unwrap_or(0)
 }
 
-fn misread(text: &str, file: &str, error: &serde_saphyr::Error) -> TopologyError {
+fn misread(text: &str, file: &str, error: &serde_saphyr::Error, help: &'static str) -> WrongYaml {
     let place = error.location();
     let line = place.map_or(1, |place| place.line());
     let column = place.map_or(1, |place| place.column());
     let offset = offset_of(text, line, column);
     let rendered = error.without_snippet().to_string();
     let problem = rendered.split(" at line ").next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    wrong(text, file, offset, problem)
+    place_in(text, file, offset, problem, help)
 }
 
 /// Byte offset of a line and column, both from 1; the end of the text where it is shorter.
@@ -162,15 +175,20 @@ fn offset_of(text: &str, line: u64, column: u64) -> usize {
 }
 
 fn wrong(text: &str, file: &str, offset: usize, problem: String) -> TopologyError {
+    TopologyError::Wrong(Box::new(place_in(text, file, offset, problem, HELP)))
+}
+
+fn place_in(text: &str, file: &str, offset: usize, problem: String, help: &'static str) -> WrongYaml {
     let before = &text[..offset.min(text.len())];
     let line = before.matches('\n').count() as u64 + 1;
     let column = before.chars().rev().take_while(|letter| *letter != '\n').count() as u64 + 1;
-    TopologyError::Wrong(Box::new(WrongYaml {
+    WrongYaml {
         file: file.to_owned(),
         line,
         column,
         problem,
         text: NamedSource::new(file, text.to_owned()),
         at: SourceSpan::from((before.len(), usize::from(before.len() < text.len()))),
-    }))
+        help,
+    }
 }
