@@ -37,6 +37,8 @@ fn bad_usage_is_answered_with_what_would_be_right() {
         (&["report"], 2, &["RUN"]),
         (&["probe", "--from", "/nowhere.jsonl"], 2, &["/nowhere.jsonl"]),
         (&["models", "--memory", "llama-15m"], 2, &["MODEL,BATCH,CONTEXT"]),
+        (&["qualify", "--device", "cuda"], 6, &["CPU cores only", "--device cpu"]),
+        (&["train", "--learning-rate", "-1"], 2, &["--learning-rate"]),
         (&["train", "--device", "cpu", "--steps", "2", "-o", "/proc/nowhere"], 1, &["/proc/nowhere"]),
     ];
     for (args, code, words) in rows {

@@ -25,7 +25,7 @@ pub(super) struct Workload {
     pub(super) model: String,
 
     /// Sequences per rank and micro-step
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(super) batch: u32,
 
     /// Tokens per sequence
@@ -51,6 +51,18 @@ pub(super) struct Workload {
     /// Seed of weights and data
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub(super) seed: u64,
+
+    /// AdamW's learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = parse_positive)]
+    learning_rate: f64,
+
+    /// AdamW's weight decay, on matrices only
+    #[arg(long, value_name = "RATE", default_value_t = 0.1, value_parser = parse_not_negative)]
+    weight_decay: f64,
+
+    /// Gradient norm above which gradients are scaled down; 0 for never
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = parse_not_negative)]
+    clip_norm: f64,
 
     /// Size at which a gradient bucket is closed
     #[arg(long, value_name = "MIB", default_value_t = 25.0, value_parser = parse_mebi)]
@@ -104,9 +116,9 @@ impl Workload {
             precision: Precision::F32,
             data,
             seed: self.seed,
-            learning_rate: 1e-3,
-            weight_decay: 0.1,
-            clip_norm: Some(1.0),
+            learning_rate: self.learning_rate,
+            weight_decay: self.weight_decay,
+            clip_norm: Some(self.clip_norm).filter(|norm| *norm > 0.0),
             bucket_bytes: Bytes::mebi(self.bucket_mib),
             first_bucket_bytes: Bytes::mebi(self.first_bucket_mib),
             bucket_events_every: 4,
@@ -126,6 +138,20 @@ fn parse_token_bytes(text: &str) -> Result<u8, String> {
         "2" => Ok(2),
         "4" => Ok(4),
         _ => Err("an id takes 2 bytes (uint16) or 4 (uint32)".into()),
+    }
+}
+
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("give a number above 0".into()),
+    }
+}
+
+fn parse_not_negative(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number >= 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("give a number, 0 or above".into()),
     }
 }
 

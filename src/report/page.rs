@@ -186,9 +186,7 @@ pub(super) fn interval(interval: Interval) -> String {
 /// What the verdict may be called, and what that means for a reader.
 pub(super) fn grade(grade: Grade) -> (&'static str, &'static str) {
     match grade {
-        Grade::Provisional => {
-            ("Provisional qualification", "A short run without a soak: repeat it with --soak before signing.")
-        }
+        Grade::Provisional => ("Provisional qualification", "A short run without a soak: not for signing."),
         Grade::Signed => ("Qualification", "At least 5 launches after a soak."),
         Grade::CpuRanks => (
             "CPU ranks: says nothing about GPUs",
@@ -196,6 +194,12 @@ pub(super) fn grade(grade: Grade) -> (&'static str, &'static str) {
         ),
         Grade::Ungraded => ("Not a qualification", "Nothing is judged."),
     }
+}
+
+/// The headline without the title that stands above it.
+pub(super) fn headline(run: &Analysis) -> &str {
+    let whole = run.verdict.headline.as_str();
+    whole.strip_prefix(grade(run.grade).0).and_then(|rest| rest.strip_prefix("; ")).unwrap_or(whole)
 }
 
 impl Page {
@@ -209,7 +213,7 @@ impl Page {
             grade: grade.into(),
             grade_note: grade_note.into(),
             outcome,
-            headline: run.verdict.headline.clone(),
+            headline: headline(run).to_owned(),
             reasons: run.verdict.reasons.clone(),
             launches_needed: run.verdict.launches_needed.map(launches_needed).unwrap_or_default(),
             target: format!("{:.2}", run.target),

@@ -8,13 +8,15 @@ use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Tab
 use crate::record::{Analysis, Device, Point};
 use crate::units::grouped;
 
-use super::page::{OutcomeText, findings_count, grade, interval, launches_needed, ratio};
+use super::page::{OutcomeText, findings_count, grade, headline, interval, launches_needed, ratio};
 use super::text::printable_text;
 
 /// Columns of a terminal that everything fits.
 const COLUMNS: u16 = 80;
 /// Longer texts are cut: the page has them whole.
 const CHARS_MAX: usize = 156;
+/// The same for the reasons of the verdict, whose longest sentence is the split of the efficiency.
+const REASON_CHARS_MAX: usize = 250;
 /// Lists are cut here, and say so.
 const REASONS_MAX: usize = 4;
 const FLAGS_MAX: usize = 3;
@@ -36,7 +38,7 @@ impl Display for Summary<'_> {
         let outcome = OutcomeText::of(run.verdict.outcome);
         let word = self.painted(&outcome.word.to_uppercase(), outcome.class);
         writeln!(out, "{word} · {}", grade(run.grade).0)?;
-        paragraph(out, "", &run.verdict.headline)?;
+        paragraph(out, "", headline(run))?;
         if !run.points.is_empty() {
             writeln!(out)?;
             self.worlds(out)?;
@@ -49,7 +51,7 @@ impl Display for Summary<'_> {
             writeln!(out)?;
         }
         for reason in run.verdict.reasons.iter().take(REASONS_MAX) {
-            paragraph(out, "-", reason)?;
+            paragraph_of(out, "-", reason, REASON_CHARS_MAX)?;
         }
         more(out, run.verdict.reasons.len(), REASONS_MAX, "reasons")?;
         if let Some(launches) = run.verdict.launches_needed {
@@ -115,11 +117,15 @@ fn row(point: &Point) -> Vec<String> {
     ]
 }
 
-/// A label and a text that is broken at spaces and hangs beside it.
 fn paragraph(out: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
+    paragraph_of(out, label, text, CHARS_MAX)
+}
+
+/// A label and a text of at most `chars` that is broken at spaces and hangs beside it.
+fn paragraph_of(out: &mut fmt::Formatter<'_>, label: &str, text: &str, chars: usize) -> fmt::Result {
     let mut text = printable_text(text);
-    if CHARS_MAX < text.chars().count() {
-        text = text.chars().take(CHARS_MAX - 1).chain(std::iter::once('…')).collect();
+    if chars < text.chars().count() {
+        text = text.chars().take(chars - 1).chain(std::iter::once('…')).collect();
     }
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(COLUMNS);
