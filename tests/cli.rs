@@ -37,8 +37,9 @@ fn bad_usage_is_answered_with_what_would_be_right() {
         (&["report"], 2, &["RUN"]),
         (&["probe", "--from", "/nowhere.jsonl"], 2, &["/nowhere.jsonl"]),
         (&["models", "--memory", "llama-15m"], 2, &["MODEL,BATCH,CONTEXT"]),
+        (&["train", "--device", "cpu", "--world", "64"], 2, &["--world", "64 ranks need 64 cores"]),
         (&["qualify", "--device", "cuda"], 6, &["CPU cores only", "--device cpu"]),
-        (&["train", "--learning-rate", "-1"], 2, &["--learning-rate"]),
+        (&["train", "--learning-rate=-1"], 2, &["--learning-rate"]),
         (&["train", "--device", "cpu", "--steps", "2", "-o", "/proc/nowhere"], 1, &["/proc/nowhere"]),
     ];
     for (args, code, words) in rows {

@@ -134,6 +134,48 @@ fn an_interrupt_ends_everything_within_two_seconds_and_leaves_a_readable_folder(
 }
 
 #[test]
+fn a_launcher_that_was_stopped_itself_accuses_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let (mut child, pids) = running(&out);
+    wait_for("some records", SOON, || (lines(&rank_file(&out, 0)) > 10).then_some(()));
+    signal(child.id(), "STOP");
+    // longer than any rank may take for a step
+    thread::sleep(Duration::from_secs(17));
+    let before = lines(&rank_file(&out, 0));
+    signal(child.id(), "CONT");
+    wait_for("more records", SOON, || (lines(&rank_file(&out, 0)) > before + 50).then_some(()));
+    assert!(child.try_wait().unwrap().is_none(), "the training goes on");
+    signal(child.id(), "INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    nobody_left(&pids);
+}
+
+#[test]
+fn a_dead_rank_is_named_in_silence_and_in_json_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let child = train(&out, 1_000_000).args(["--quiet", "--json"]).spawn().unwrap();
+    wait_for("the trial", SOON, || out.join("runs/launch-1_ddp-2").exists().then_some(()));
+    let pids = wait_for("two ranks", SOON, || Some(ranks(&child)).filter(|ranks| ranks.len() == 2));
+    signal(pids[0], "KILL");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("rank-died"), "{}", stderr(&output));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record["finding"]["code"], "rank-died");
+}
+
+#[test]
+fn a_slow_step_is_no_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut training = train(&folder.path().join("run"), 2);
+    // 500 micro-steps make a step of seconds where a single one takes milliseconds
+    let output = training.args(["--accumulate", "500"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
 fn ranks_die_with_their_launcher() {
     let folder = tempfile::tempdir().unwrap();
     let (mut child, pids) = running(&folder.path().join("run"));

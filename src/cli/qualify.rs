@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
-    let launcher = session.launcher(stop)?;
+    let launcher = session.launcher(stop);
     let wanted = wanted(args, session.device)?;
     let now = jiff::Timestamp::now();
     let draft = plan(&wanted, &session.fit, Seconds(1.0), now);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::launch::{Fit, LaunchError, Launcher, cpu_shares};
+use crate::launch::{Fit, Launcher, cpu_shares};
 use crate::record::{Device, RunFolder};
 use crate::topology::Topology;
 
@@ -49,6 +49,10 @@ impl Session {
             return Err(CliError::NoCuda { why });
         }
         let fit = cpu_shares(&look.topology.cores(), &workload.world);
+        if fit.worlds.is_empty() {
+            let why: Vec<&str> = fit.skipped.iter().map(|skipped| skipped.why.as_str()).collect();
+            return Err(CliError::Usage(format!("--world: nothing that was asked for fits: {}", why.join("; "))));
+        }
         let folder = match place {
             Some(place) => RunFolder::create_at(place)?,
             None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(&look.topology))?,
@@ -61,19 +65,15 @@ impl Session {
     pub(super) fn announce(&self, out: &Output) {
         let cores = self.fit.shares.first().map_or(0, |share| share.cpus.len());
         out.remark(format!(
-            "no NVIDIA GPU will take part: ranks run on {cores} core{} each, which says nothing about GPUs",
+            "no NVIDIA GPU will take part: ranks run on {cores} CPU{} each, which says nothing about GPUs",
             if cores == 1 { "" } else { "s" }
         ));
         out.remark(format!("run folder: {}", self.folder.path().display()));
     }
 
     /// A launcher into the session's folder.
-    ///
-    /// # Errors
-    /// The program of this process cannot be found.
-    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Result<Launcher<'a>, CliError> {
-        let program = std::env::current_exe().map_err(|source| LaunchError::Program { source })?;
-        Ok(Launcher { program, folder: &self.folder, stop, software: self.software() })
+    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Launcher<'a> {
+        Launcher { folder: &self.folder, stop, software: self.software() }
     }
 
     fn software(&self) -> BTreeMap<String, String> {

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::launch::{Launched, Wanted, plan};
-use crate::record::{Arm, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml};
+use crate::record::{Arm, Finding, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml};
 use crate::stats;
 use crate::units::{Seconds, Tokens, TokensPerSecond};
 
@@ -40,6 +40,8 @@ struct Trained {
     run: String,
     model: String,
     trainings: Vec<Training>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finding: Option<Finding>,
 }
 
 #[derive(Serialize)]
@@ -62,7 +64,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
-    let launcher = session.launcher(stop)?;
+    let launcher = session.launcher(stop);
     let mut config = args.workload.config()?;
     config.steps = args.workload.steps.unwrap_or(STEPS) as usize;
     let wanted = Wanted {
@@ -95,14 +97,24 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     match end {
         Launched::Interrupted => return Ok(Exit::Interrupted),
         Launched::Failed(finding) => {
-            out.remark(format!("{} {}: {}\n  {}", finding.severity, finding.code, finding.seen, finding.remedy));
-            return Ok(if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault });
+            Output::complain(&format!("{} {}: {}\n  {}", finding.severity, finding.code, finding.seen, finding.remedy));
+            let exit = if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault };
+            if out.json {
+                let run = session.folder.path().display().to_string();
+                let model = plan.config.model.clone();
+                show(&Trained { run, model, trainings: Vec::new(), finding: Some(finding) }, out)?;
+            }
+            return Ok(exit);
         }
         Launched::Completed => {}
     }
     let trained = summary(&session.folder, &plan)?;
-    out.emit(&trained).map_err(|source| CliError::Terminal { attempt: "print the training", source })?;
+    show(&trained, out)?;
     Ok(if trained.trainings.iter().all(|training| training.ranks_agree) { Exit::Pass } else { Exit::Fault })
+}
+
+fn show(trained: &Trained, out: &Output) -> Result<(), CliError> {
+    out.emit(trained).map_err(|source| CliError::Terminal { attempt: "print the training", source })
 }
 
 fn summary(folder: &RunFolder, plan: &Plan) -> Result<Trained, CliError> {
@@ -110,7 +122,7 @@ fn summary(folder: &RunFolder, plan: &Plan) -> Result<Trained, CliError> {
     for trial in &plan.trials {
         trainings.push(training(folder, plan, trial)?);
     }
-    Ok(Trained { run: folder.path().display().to_string(), model: plan.config.model.clone(), trainings })
+    Ok(Trained { run: folder.path().display().to_string(), model: plan.config.model.clone(), trainings, finding: None })
 }
 
 fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, CliError> {

@@ -1,5 +1,6 @@
 //! What can stop a launch that is no finding about the machine.
 
+use std::error::Error;
 use std::io;
 
 use thiserror::Error;
@@ -16,13 +17,6 @@ pub enum LaunchError {
     Start {
         /// Which rank.
         rank: usize,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The program that ranks run could not be found.
-    #[error("could not find the program of this process")]
-    Program {
         /// Why not.
         #[source]
         source: io::Error,
@@ -62,4 +56,15 @@ pub enum LaunchError {
         /// The rank's error chain.
         text: String,
     },
+}
+
+/// An error and its causes, outermost first: messages and findings hold no links.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
 }

@@ -16,13 +16,17 @@ use crate::train::gradient_bucket_lengths;
 use crate::units::Seconds;
 
 use super::LaunchError;
+use super::error::chain;
 use super::message::{Assignment, Exchange};
-use super::plan::limits;
+use super::plan::calibration_limits;
 use super::ranks::Ranks;
 use super::trial::{TrialEnd, Watch};
 
 /// Steps of the calibration: the first warms up, the median of the others counts.
 const CALIBRATION_STEPS: usize = 5;
+
+/// The program that ranks run, with the argument `rank`: this very one, also if its file was replaced meanwhile.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// How a launch ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,8 +66,6 @@ pub struct Progress<'a> {
 
 /// Carries out plans in one run folder.
 pub struct Launcher<'a> {
-    /// The program that ranks run, with the argument `rank`: this one.
-    pub program: PathBuf,
     /// Where records go.
     pub folder: &'a RunFolder,
     /// Set when the user interrupts.
@@ -87,7 +89,10 @@ impl Launcher<'_> {
                 watch(&Progress { trial, index, trials: plan.trials.len(), steps, of: plan.config.steps });
             };
             step(0);
-            end = self.run(plan, trial, &self.folder.trial(&trial.name), &mut step)?.into();
+            end = match self.run(plan, trial, &self.folder.trial(&trial.name), &mut step) {
+                Ok(end) => end.into(),
+                Err(error) => return Err(self.keep_reason(trial, error)),
+            };
             if end != Launched::Completed {
                 break;
             }
@@ -102,12 +107,13 @@ impl Launcher<'_> {
     /// As [`Launcher::launch`].
     pub fn calibrate(&self, draft: &Plan) -> Result<Result<Seconds, Launched>, LaunchError> {
         let mut plan =
-            Plan { grade: Grade::Ungraded, limits: limits(Seconds(1.0), CALIBRATION_STEPS), ..draft.clone() };
+            Plan { grade: Grade::Ungraded, limits: calibration_limits(draft, CALIBRATION_STEPS), ..draft.clone() };
         plan.config.steps = CALIBRATION_STEPS;
         let shares = (0..plan.shares.len()).collect();
         let trial = Trial { name: "calibration".into(), launch: 0, arm: Arm::Together, shares };
         let place = self.folder.path().join("calibration");
-        let end = Launched::from(self.run(&plan, &trial, &place, &mut |_| {})?);
+        let end = self.run(&plan, &trial, &place, &mut |_| {}).map_err(|error| self.keep_reason(&trial, error))?;
+        let end = Launched::from(end);
         if end != Launched::Completed {
             self.write_findings(&end)?;
             return Ok(Err(end));
@@ -119,6 +125,20 @@ impl Launcher<'_> {
             slowest = Seconds(slowest.0.max(stats::median(&steps)));
         }
         Ok(Ok(slowest))
+    }
+
+    /// Leaves in `launch.json` why the launcher itself gave up, if that can still be written.
+    fn keep_reason(&self, trial: &Trial, error: LaunchError) -> LaunchError {
+        let finding = Finding {
+            code: "not-launched".into(),
+            severity: Severity::Fault,
+            addresses: vec![trial.name.clone()],
+            seen: chain(&error),
+            expected: "every trial of the plan is carried out and recorded".into(),
+            remedy: "mend what the words say, then run again".into(),
+        };
+        let _ = self.write_findings(&Launched::Failed(finding));
+        error
     }
 
     fn run(
@@ -144,7 +164,7 @@ impl Launcher<'_> {
         let epoch = Clock::monotonic();
         let assignments: Vec<Assignment> =
             (0..world).map(|rank| self.assignment(plan, trial, rank, exchange, epoch, place)).collect();
-        let ranks = Ranks::start(&self.program, &assignments)?;
+        let ranks = Ranks::start(Path::new(PROGRAM), &assignments)?;
         Watch::new(&trial.name, &plan.limits, ranks, world).run(self.stop, step)
     }
 

@@ -17,7 +17,8 @@ pub(super) struct Assignment {
     pub(super) head: RunHead,
     /// Where its rank file goes.
     pub(super) file: PathBuf,
-    /// Which part of the data it trains on: rank and world of the data, equal in every arm.
+    /// Which part of the data it trains on: rank and world of the data. The work is the same in every arm; the tokens
+    /// are those of the rank, alone those of the share.
     pub(super) data_rank: usize,
     /// See `data_rank`.
     pub(super) data_world: usize,

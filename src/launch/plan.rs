@@ -58,7 +58,7 @@ pub struct Wanted {
 
 /// Makes the plan: the same input gives the same plan.
 ///
-/// `step_estimate` is the duration of one step on one share, measured.
+/// `step_estimate` is the duration of one step with all shares at work, measured.
 #[must_use]
 pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Timestamp) -> Plan {
     let trials = trials(wanted, fit, 1..=wanted.launches);
@@ -161,8 +161,7 @@ fn launch_trials(arms: &[Arm], fit: &Fit, launch: u32) -> Vec<Trial> {
 /// Steps of each trial and how many of them are heating, so that all trials fit the budget.
 fn steps(wanted: &Wanted, trials: usize, step_estimate: Seconds) -> (usize, usize) {
     let each = (wanted.budget.0 / trials.max(1) as f64 - TRIAL_OVERHEAD.0).max(0.0);
-    // ranks side by side share memory and caches: a step is planned a tenth longer than alone
-    let fitting = (each / (step_estimate.0 * 1.1)) as usize;
+    let fitting = (each / step_estimate.0) as usize;
     let steps = match wanted.config.steps {
         0 => fitting.clamp(STEPS_MIN, STEPS_MAX),
         given => given,
@@ -170,9 +169,18 @@ fn steps(wanted: &Wanted, trials: usize, step_estimate: Seconds) -> (usize, usiz
     (steps, (steps / 8).clamp(1, 50).min(steps.saturating_sub(1)))
 }
 
+/// Limits of the calibration, when nothing is known but the work of a step: a core that does less than a billion
+/// operations a second counts as stuck.
+pub(super) fn calibration_limits(plan: &Plan, steps: usize) -> Limits {
+    const SLOWEST_CORE: f64 = 1e9;
+    let cpus = plan.shares.iter().map(|share| share.cpus.len()).min().unwrap_or(1).max(1);
+    limits(Seconds(plan.flops_per_step / (SLOWEST_CORE * cpus as f64) / STEP_LIMIT_FACTOR), steps)
+}
+
 pub(super) fn limits(step_estimate: Seconds, steps: usize) -> Limits {
     let step_s = Seconds((step_estimate.0 * STEP_LIMIT_FACTOR).max(STEP_LIMIT_MIN.0));
-    let trial_s = Seconds(MEET_LIMIT.0 + step_s.0 + step_estimate.0 * 6.0 * steps as f64);
+    // a trial whose steps keep their own limit is slow, not stuck: it is judged, not stopped
+    let trial_s = Seconds(MEET_LIMIT.0 + step_s.0 * (steps + 1) as f64);
     Limits { meet_s: MEET_LIMIT, step_s, trial_s, stop_s: STOP_LIMIT }
 }
 
@@ -191,7 +199,7 @@ fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, tr
             flops / 1e9,
             flops / bytes.0 as f64,
         ),
-        format!("one step on one share took {step} before the plan was fixed"),
+        format!("one step took {step} before the plan was fixed, with all ranks at work and no exchange"),
         format!("{trials} trials of {} steps, planned for {}", config.steps, wanted.budget),
     ];
     if wanted.device == Device::Cpu {
@@ -276,7 +284,7 @@ mod tests {
         let at = |estimate: f64| plan(&wanted(), &fit(2), Seconds(estimate), jiff::Timestamp::UNIX_EPOCH);
         let plan = at(0.05);
         let trials = plan.trials.len() as f64;
-        let planned = trials * (TRIAL_OVERHEAD.0 + plan.config.steps as f64 * 0.05 * 1.1);
+        let planned = trials * (TRIAL_OVERHEAD.0 + plan.config.steps as f64 * 0.05);
         assert!(planned <= 60.0 && planned > 50.0, "{planned}");
         assert_eq!(at(100.0).config.steps, STEPS_MIN);
         assert_eq!(at(1e-9).config.steps, STEPS_MAX);

@@ -15,6 +15,7 @@ use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
 use crate::train::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, gradient_bucket_lengths};
 use crate::units::{Bytes, Seconds};
 
+use super::error::chain;
 use super::message::{Assignment, Cause, Exchange, Message, Order};
 
 /// Steps that may wait for their record to be written; beyond it the rank waits too.
@@ -73,17 +74,6 @@ impl From<CommError> for GaveUp {
     fn from(error: CommError) -> Self {
         Self::of_comm(&error, &error)
     }
-}
-
-/// An error and its causes, outermost first: a message holds no links.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// What the launcher ordered last, for the training loop to look at between steps.
@@ -220,17 +210,20 @@ fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
 /// Reads orders until the launcher closes the pipe. A launcher that is gone ends the rank, in order if it can be.
 fn obey(go: SyncSender<()>, ordered: Ordered, limit: Seconds) -> Result<(), GaveUp> {
     let listen = move || {
+        // before the release nobody looks at `ordered`: closing this channel ends the rank
+        let mut go = Some(go);
         for line in io::stdin().lock().lines() {
             match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
                 Some(Order::Go) => {
-                    let _ = go.send(());
+                    let _ = go.take().map(|go| go.send(()));
+                    continue;
                 }
                 Some(Order::Interrupt) => ordered.set(EndReason::Interrupted),
                 Some(Order::Stop) | None => ordered.set(EndReason::Stopped),
             }
+            go = None;
         }
         ordered.set(EndReason::Stopped);
-        // before the release nobody looks at `ordered`: closing the channel ends the rank
         drop(go);
         thread::sleep(Duration::from_secs_f64(limit.0));
         std::process::exit(i32::from(GAVE_UP));

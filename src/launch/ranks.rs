@@ -1,7 +1,7 @@
 //! The rank processes of one trial: started by exec, spoken to over pipes, and gone when this value is dropped.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -19,6 +19,12 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// How often the launcher looks whether a process that was told to stop is gone.
 const STOP_POLL: Duration = Duration::from_millis(5);
+
+/// A killed process is gone within moments, unless it hangs in the kernel.
+const KILLED_LIMIT: Seconds = Seconds(5.0);
+
+/// Of a rank's log, so much is read.
+const LOG_TAIL_BYTES: u64 = 4096;
 
 /// What the launcher hears from one rank.
 #[derive(Debug)]
@@ -85,27 +91,26 @@ impl Ranks {
 
     /// The last lines that a rank wrote to stderr.
     pub(super) fn last_words(&self, rank: usize) -> String {
-        let text = fs::read_to_string(&self.ranks[rank].log).unwrap_or_default();
+        let text = tail(&self.ranks[rank].log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(3)..].join("; ")
     }
 
-    /// Waits for all to end by themselves until `limit`, then kills the rest. Returns whether none had to be killed.
-    pub(super) fn finish(&mut self, limit: Seconds) -> bool {
+    /// Waits for all to end by themselves until `limit`, then kills the rest.
+    pub(super) fn finish(&mut self, limit: Seconds) {
+        self.wait(limit);
+        for process in self.ranks.iter_mut().filter(|process| process.status.is_none()) {
+            let _ = process.child.kill();
+        }
+        // a process that even a kill does not end hangs in the kernel; it is left to it
+        self.wait(KILLED_LIMIT);
+    }
+
+    fn wait(&mut self, limit: Seconds) {
         let deadline = Instant::now() + Duration::from_secs_f64(limit.0.max(0.0));
-        let count = self.ranks.len();
-        while (0..count).any(|rank| self.status(rank).is_none()) && Instant::now() < deadline {
+        while (0..self.ranks.len()).any(|rank| self.status(rank).is_none()) && Instant::now() < deadline {
             thread::sleep(STOP_POLL);
         }
-        let mut orderly = true;
-        for process in &mut self.ranks {
-            if process.status.is_none() {
-                orderly = false;
-                let _ = process.child.kill();
-                process.status = process.child.wait().ok();
-            }
-        }
-        orderly
     }
 }
 
@@ -125,6 +130,7 @@ impl RankProcess {
     fn start(program: &Path, assignment: &Assignment, rank: usize, say: Sender<(usize, Heard)>) -> io::Result<Self> {
         let log = assignment.file.with_extension("log");
         let mut child = Command::new(program)
+            .arg0("rigscale")
             .arg("rank")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -155,6 +161,16 @@ fn listen(stdout: ChildStdout, rank: usize, say: &Sender<(usize, Heard)>) {
             return;
         }
     }
+}
+
+/// The end of a log.
+fn tail(log: &Path) -> io::Result<String> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn send<T: serde::Serialize>(pipe: &mut ChildStdin, value: &T) -> io::Result<()> {

@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// When a rank fails, others often fail of it within moments; for so long evidence is gathered before one is named.
 const GATHER: Duration = Duration::from_millis(400);
 
+/// A launcher that has not looked for so long was stopped or blocked itself.
+const ABSENCE: Duration = Duration::from_secs(1);
+
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum TrialEnd {
@@ -37,6 +40,7 @@ pub(super) struct Watch<'a> {
     seen: Vec<Seen>,
     started: Instant,
     released: Option<Instant>,
+    looked: Instant,
 }
 
 /// What is known of one rank.
@@ -62,7 +66,7 @@ impl<'a> Watch<'a> {
     pub(super) fn new(trial: &'a str, limits: &'a Limits, ranks: Ranks, world: usize) -> Self {
         let started = Instant::now();
         let seen = vec![Seen { ready: false, done: false, steps: 0, last: started }; world];
-        Self { trial, limits, ranks, seen, started, released: None }
+        Self { trial, limits, ranks, seen, started, released: None, looked: started }
     }
 
     /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
@@ -74,7 +78,8 @@ impl<'a> Watch<'a> {
                 self.ranks.finish(self.limits.stop_s);
                 return Ok(TrialEnd::Interrupted);
             }
-            let heard = self.ranks.hear(LOOK).and_then(|(rank, heard)| self.note(rank, heard));
+            let heard = self.hear_all();
+            self.forgive_own_absence();
             if let Some(trouble) = heard.or_else(|| self.overdue()) {
                 return self.fail(trouble);
             }
@@ -85,10 +90,41 @@ impl<'a> Watch<'a> {
                 step(fewest);
             }
             if self.seen.iter().all(|seen| seen.done) {
-                self.ranks.finish(self.limits.stop_s);
-                return Ok(TrialEnd::Completed);
+                return Ok(self.end());
             }
         }
+    }
+
+    /// Waits for a message, then takes all that are there: no rank is called silent over what it has said.
+    fn hear_all(&mut self) -> Option<Trouble> {
+        let mut wait = LOOK;
+        while let Some((rank, heard)) = self.ranks.hear(wait) {
+            if let Some(trouble) = self.note(rank, heard) {
+                return Some(trouble);
+            }
+            wait = Duration::ZERO;
+        }
+        None
+    }
+
+    /// A launcher that was stopped or blocked itself knows nothing of that time: it counts against no rank.
+    fn forgive_own_absence(&mut self) {
+        let away = self.looked.elapsed();
+        self.looked = Instant::now();
+        if away > ABSENCE {
+            self.started += away;
+            self.seen.iter_mut().for_each(|seen| seen.last = Instant::now());
+        }
+    }
+
+    /// Every rank has written its end line: what is left is that its process ends, and ends well.
+    fn end(mut self) -> TrialEnd {
+        self.ranks.finish(self.limits.meet_s);
+        let bad = (0..self.seen.len()).find_map(|rank| {
+            let status = self.ranks.status(rank);
+            (!status.is_some_and(|status| status.success())).then_some(Trouble::Exited { rank, status })
+        });
+        bad.map_or(TrialEnd::Completed, |trouble| TrialEnd::Failed(self.describe(&trouble)))
     }
 
     fn note(&mut self, rank: usize, heard: Heard) -> Option<Trouble> {
@@ -117,26 +153,31 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The rank that has been silent longest, if beyond its limit.
+    /// A rank that has been silent beyond its limit: of several, the one that has done the fewest steps, and of those
+    /// the one that fell silent first.
     fn overdue(&self) -> Option<Trouble> {
-        let waiting = |seen: &&(usize, &Seen)| match self.released {
-            None => !seen.1.ready,
-            Some(_) => !seen.1.done,
+        let (code, doing, limit) = match self.released {
+            None => ("hang-meet", "build its model and meet the others", self.limits.meet_s),
+            Some(_) => ("hang-rank", "make a step", self.limits.step_s),
         };
-        let all: Vec<(usize, &Seen)> = self.seen.iter().enumerate().collect();
-        let (rank, seen) = all.iter().filter(waiting).min_by_key(|(_, seen)| (seen.steps, seen.last))?;
-        let (code, doing, limit, silent) = match self.released {
-            None => ("hang-meet", "build its model and meet the others", self.limits.meet_s, self.started.elapsed()),
-            Some(_) => ("hang-rank", "make a step", self.limits.step_s, seen.last.elapsed()),
+        let silent = |seen: &Seen| match self.released {
+            None => !seen.ready && self.started.elapsed().as_secs_f64() > limit.0,
+            Some(_) => !seen.done && seen.last.elapsed().as_secs_f64() > limit.0,
         };
-        if silent.as_secs_f64() > limit.0 {
-            return Some(Trouble::Stuck { rank: *rank, code, doing, limit });
+        if let Some(rank) = self.furthest_behind(silent) {
+            return Some(Trouble::Stuck { rank, code, doing, limit });
         }
         if self.started.elapsed().as_secs_f64() > self.limits.trial_s.0 {
+            let rank = self.furthest_behind(|seen| !seen.done)?;
             let limit = self.limits.trial_s;
-            return Some(Trouble::Stuck { rank: *rank, code: "hang-trial", doing: "end the trial", limit });
+            return Some(Trouble::Stuck { rank, code: "hang-trial", doing: "end the trial", limit });
         }
         None
+    }
+
+    fn furthest_behind(&self, of: impl Fn(&Seen) -> bool) -> Option<usize> {
+        let ranks = self.seen.iter().enumerate().filter(|(_, seen)| of(seen));
+        ranks.min_by_key(|(_, seen)| (seen.steps, seen.last)).map(|(rank, _)| rank)
     }
 
     /// Gathers what other ranks say of the same failure, ends them all and names the first.
