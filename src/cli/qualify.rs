@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = parse_target)]
     target: f64,
 
-    /// 3 launches in under 3 minutes; the verdict is titled provisional
+    /// 3 launches in under 3 minutes: a first look, not for signing
     #[arg(long)]
     quick: bool,
 
