@@ -22,7 +22,7 @@ use super::{CliError, Exit, Output};
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
-  rigscale qualify --quick                     a provisional verdict in under 3 minutes
+  rigscale qualify --quick                     a first verdict in under 3 minutes
   rigscale qualify --world 1,2 --target 0.95   another target
   rigscale qualify --field order=A1234 -o reports/A1234
 
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
 
-    /// Run folder to create; reports/<UTC time>_<machine> if not given
+    /// Run folder to create; `reports/<UTC time>_<machine>` if not given
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 

@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
 
-    /// Run folder to create; reports/<UTC time>_<machine> if not given
+    /// Run folder to create; `reports/<UTC time>_<machine>` if not given
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
