@@ -7,7 +7,8 @@ use std::path::Path;
 fn committed_schemas_are_those_of_the_types() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     let mut names = Vec::new();
-    for (name, schema) in rigscale::record::schemas() {
+    let capture = ("capture-line", rigscale::probe::capture_schema());
+    for (name, schema) in rigscale::record::schemas().into_iter().chain([capture]) {
         let path = folder.join(format!("{name}.schema.json"));
         let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         if std::env::var_os("RIGSCALE_BLESS").is_some() {

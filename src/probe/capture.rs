@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, AskError, Machine, Question, Redactor};
@@ -49,6 +49,22 @@ pub(super) struct Line {
 pub(super) struct End {
     /// How many answers the file holds.
     pub(super) answers: usize,
+}
+
+/// Any line of a capture, for its JSON schema.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used: readers know which line they expect")]
+enum AnyLine {
+    Head(Head),
+    Line(Box<Line>),
+    End(End),
+}
+
+/// The JSON schema of a line of a capture.
+#[must_use]
+pub fn capture_schema() -> Schema {
+    schema_for!(AnyLine)
 }
 
 /// A transcript that cannot be spelled.

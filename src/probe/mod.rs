@@ -12,7 +12,7 @@ mod question;
 mod redact;
 mod rules;
 
-pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder};
+pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder, capture_schema};
 pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
