@@ -21,7 +21,8 @@ const MAD: f64 = 1.4826;
 pub struct Steady {
     /// Index of the first steady value; 0 where nothing has to be cut or where the series never settles.
     pub start: usize,
-    /// False if warm-up takes more than half of the series, or levels keep changing after it.
+    /// False if warm-up takes more than half of the series, or levels keep changing after it, or the series is too
+    /// short to tell.
     pub settled: bool,
 }
 
@@ -31,13 +32,13 @@ pub struct Steady {
 /// level, so that a burst at the end is not taken for the steady state. Noise of long memory makes segments of its
 /// own: a series counts as unsettled only if it does so at three times that tolerance, too.
 ///
-/// A series of fewer than 9 values is too short to judge and counts as settled.
+/// A series of fewer than 9 values is too short to judge and does not count as settled.
 #[must_use]
 pub fn steady_state(series: &[f64]) -> Steady {
     let block = block_size(series.len());
     let medians: Vec<f64> = blocks(series, block).map(median).collect();
     if medians.len() < 3 {
-        return Steady { start: 0, settled: true };
+        return Steady { start: 0, settled: false };
     }
     let noise = Noise::of(series);
     let steady_level = median(&medians[medians.len() / 2..]);
@@ -285,9 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn short_and_constant_series_are_settled() {
-        assert_eq!(steady_state(&[]), Steady { start: 0, settled: true });
-        assert_eq!(steady_state(&[0.1; 5]), Steady { start: 0, settled: true });
+    fn constant_series_are_settled_and_short_ones_cannot_be_judged() {
+        for count in 0..9 {
+            assert_eq!(steady_state(&vec![0.1; count]), Steady { start: 0, settled: false }, "{count}");
+        }
+        assert_eq!(steady_state(&[0.1; 9]), Steady { start: 0, settled: true });
         assert_eq!(steady_state(&[0.1; 500]), Steady { start: 0, settled: true });
     }
 }
