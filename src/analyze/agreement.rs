@@ -17,7 +17,8 @@ pub(super) fn host(files: &RunFiles, graded: &BTreeSet<&str>) -> Vec<Flag> {
     let quota = files.findings.iter().find(|finding| finding.code == "cpu-quota");
     // shares hold every CPU of their cores, and together all cores that the process may run on
     let quota = quota.filter(|_| files.plan.device == Device::Cpu);
-    let quota = quota.map(|finding| flag("cpu-quota", true, format!("ranks were stopped by a quota: {}", finding.seen)));
+    let quota =
+        quota.map(|finding| flag("cpu-quota", true, format!("ranks were stopped by a quota: {}", finding.seen)));
     stolen_time(files, graded).into_iter().chain(stolen_unknown(files, graded)).chain(quota).collect()
 }
 

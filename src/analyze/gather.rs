@@ -77,7 +77,9 @@ pub(super) fn gather(files: &RunFiles) -> Result<Gathered<'_>, AnalyzeError> {
         };
         check::ranks(trial, ranks, tokens)?;
         let steps = ranks.values().map(|file| file.steps.len()).sum();
-        match complete(trial, ranks, files.plan.config.steps).and_then(|all| count((place, trial), all, files.plan.heating_steps)) {
+        match complete(trial, ranks, files.plan.config.steps)
+            .and_then(|all| count((place, trial), all, files.plan.heating_steps))
+        {
             Ok(ran) => {
                 gathered.dropped.extend(outside(&ran, files.plan.heating_steps));
                 gathered.ran.push(ran);

@@ -85,8 +85,7 @@ impl Segments {
 /// each change, found exactly by optimal partitioning (Jackson et al., "An algorithm for optimal partitioning of data
 /// on an interval", 2005). PELT (Killick et al., 2012) minimises the same cost; its pruning pays only on longer
 /// series. Segments have at least 2 values. Returns the first index of each segment but the first.
-#[must_use]
-pub fn change_points(values: &[f64], penalty: f64) -> Vec<usize> {
+fn change_points(values: &[f64], penalty: f64) -> Vec<usize> {
     const SHORTEST: usize = 2;
     let sums = Sums::of(values);
     let count = values.len();
