@@ -148,7 +148,8 @@ impl fmt::Display for Tally {
 
 /// The verdict after the first look, or after the extension where the first look is inconclusive.
 fn two_looks(machine: &Machine) -> Tally {
-    let all = Machine { launches: machine.launches + machine.extension, ..machine.clone() }.run();
+    let mut all = Machine { launches: machine.launches + machine.extension, ..machine.clone() }.run();
+    all.plan.launches = machine.launches;
     let mut first = all.clone();
     first.plan.trials.retain(|trial| trial.launch <= machine.launches);
     first.trials.retain(|_, ranks| ranks[&0].head.launch <= machine.launches);

@@ -9,6 +9,9 @@ use super::Ran;
 use super::point::phases_of;
 use super::sample::Cell;
 
+/// Reductions that took less than a nanosecond altogether, in seconds, show no bandwidth.
+const BUSY_MIN: f64 = 1e-9;
+
 /// The share of communication that ran while the rank's own forward and backward passes were not done; none without
 /// bucket events, or with one rank.
 pub(super) fn overlap(cell: &Cell<'_>) -> Option<f64> {
@@ -30,19 +33,20 @@ pub(super) fn overlap(cell: &Cell<'_>) -> Option<f64> {
 /// A reduction begins when the last rank brings its bucket and ends when the last rank has the sum, so that waiting
 /// for a slow rank is not taken for a slow bus. None without bucket events, or with one rank.
 pub(super) fn bus_bandwidth(cell: &Cell<'_>) -> Option<BytesPerSecond> {
-    let (mut bytes, mut seconds) = (Bytes(0), 0.0);
+    let (mut bytes, mut seconds) = (0.0, 0.0);
     for ran in cell.samples.iter().map(|sample| sample.ddp) {
         let mut reductions: BTreeMap<(usize, usize), Reduction> = BTreeMap::new();
         for bucket in ran.files.iter().flat_map(|file| sampled(ran, file)).flat_map(|(_, buckets)| buckets) {
             reductions.entry((bucket.step, bucket.index)).or_default().join(bucket);
         }
         reductions.retain(|_, reduction| reduction.ranks == ran.files.len());
-        bytes = bytes + reductions.values().map(|reduction| reduction.bytes).sum();
+        bytes += reductions.values().map(|reduction| reduction.bytes.0 as f64).sum::<f64>();
         let spans = union(reductions.values().map(|reduction| (reduction.start, reduction.end)));
         seconds += spans.iter().map(|(start, end)| end - start).sum::<f64>();
     }
     let ranks = cell.world as f64;
-    (cell.world > 1 && seconds > 0.0).then(|| bytes.over(Seconds(seconds)) * (2.0 * (ranks - 1.0) / ranks))
+    let measured = cell.world > 1 && seconds >= BUSY_MIN;
+    measured.then(|| BytesPerSecond(bytes / seconds * (2.0 * (ranks - 1.0) / ranks)))
 }
 
 /// One bucket's reduction, over ranks.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::record::{Arm, Flag, Point, RankFile, RunFiles, RunHead, TrainConfig};
+use crate::record::{Arm, Flag, Point, RankFile, RunFiles};
 
+use super::agreement;
 use super::gather::{Gathered, Ran, STEPS_FEW};
 use super::sample::{Cell, Sample};
 
@@ -12,9 +13,6 @@ pub(super) const NOT_SYNCHRONISED: &str = "not-synchronised";
 
 /// More than the sum of the parts: something is wrong with the measurement.
 const SUPERLINEAR: f64 = 1.03;
-
-/// CPU time taken by a hypervisor beyond this share makes rates meaningless.
-const STOLEN_MAX: f64 = 0.02;
 
 /// What communication may leave unexplained, as a share of the step.
 const REMAINDER_MAX: f64 = 0.02;
@@ -36,22 +34,24 @@ pub(super) fn flags(files: &RunFiles, gathered: &Gathered<'_>, cells: &[Cell<'_>
         .collect();
     let mut flags = not_synchronised(files);
     flags.extend(about_trials(&gathered.ran, &graded));
-    flags.extend(stolen_time(files, &graded));
-    flags.extend(unequal(files));
+    flags.extend(agreement::host(files, &graded));
+    flags.extend(agreement::evidence(files));
+    flags.extend(agreement::training(files));
+    flags.extend(agreement::plan(&files.plan));
     flags.extend(points.iter().flat_map(about_point));
     flags
 }
 
-fn flag(code: &str, blocks: bool, text: String) -> Flag {
+pub(super) fn flag(code: &str, blocks: bool, text: String) -> Flag {
     Flag { code: code.into(), blocks, text }
 }
 
 /// The first of several, and how many more there are.
-fn and_more(first: &str, count: usize) -> String {
+pub(super) fn and_more(first: &str, count: usize) -> String {
     if count > 1 { format!("{first} and {} more", count - 1) } else { first.into() }
 }
 
-fn rank_files(files: &RunFiles) -> impl Iterator<Item = (&str, usize, &RankFile)> {
+pub(super) fn rank_files(files: &RunFiles) -> impl Iterator<Item = (&str, usize, &RankFile)> {
     files.trials.iter().flat_map(|(trial, ranks)| ranks.iter().map(move |(rank, file)| (trial.as_str(), *rank, file)))
 }
 
@@ -80,64 +80,17 @@ fn about_trials(ran: &[Ran<'_>], graded: &BTreeSet<&str>) -> Vec<Flag> {
             flags.push(flag(code, blocks, format!("{}: {says}", and_more(first, trials.len()))));
         }
     };
-    about("unsettled", true, "the step time never became steady", &|ran| !ran.settled);
-    let few = format!("fewer than {STEPS_FEW} steps count: a single slow one moves their mean");
-    about("short-run", false, &few, &|ran| ran.aligned.len() < STEPS_FEW);
+    let is_short = |ran: &Ran<'_>| ran.aligned.len() < STEPS_FEW;
+    about("unsettled", true, "the step time never became steady", &|ran| !ran.settled && !is_short(ran));
+    let few = format!(
+        "fewer than {STEPS_FEW} steps count, too few to tell whether they are steady; a longer --budget gives more"
+    );
+    about("short-run", true, &few, &is_short);
     about("loss-not-finite", true, "the loss became infinite or undefined", &|ran| {
         ran.files
             .iter()
             .any(|file| file.steps.iter().any(|step| !(step.loss.is_finite() && step.grad_norm.is_finite())))
     });
-    flags
-}
-
-fn stolen_time(files: &RunFiles, graded: &BTreeSet<&str>) -> Option<Flag> {
-    let stolen = |file: &RankFile| file.end.as_ref().and_then(|end| end.stolen).unwrap_or(0.0);
-    let above: Vec<(&str, f64)> = rank_files(files)
-        .map(|(trial, _, file)| (trial, stolen(file)))
-        .filter(|(_, stolen)| *stolen > STOLEN_MAX)
-        .collect();
-    let (trial, most) = above.iter().max_by(|one, other| one.1.total_cmp(&other.1))?;
-    let trials = above.iter().map(|(trial, _)| *trial).collect::<BTreeSet<_>>();
-    let text = format!(
-        "a hypervisor took up to {:.1} % of the CPU time ({trial}; {} of {} trials above {:.0} %)",
-        most * 100.0,
-        trials.len(),
-        files.trials.len(),
-        STOLEN_MAX * 100.0,
-    );
-    Some(flag("stolen-time", trials.iter().any(|trial| graded.contains(trial)), text))
-}
-
-/// Ranks must run the same software, the planned training, and the planned shares.
-fn unequal(files: &RunFiles) -> Vec<Flag> {
-    let mut flags = Vec::new();
-    let heads: Vec<_> = rank_files(files).map(|(_, _, file)| &file.head).collect();
-    let keys: BTreeSet<&str> = heads.iter().flat_map(|head| head.software.keys().map(String::as_str)).collect();
-    for key in keys {
-        let values: BTreeSet<&str> =
-            heads.iter().map(|head| head.software.get(key).map_or("not named", String::as_str)).collect();
-        if values.len() > 1 {
-            let list = values.into_iter().collect::<Vec<_>>().join(", ");
-            flags.push(flag("unequal-hosts", true, format!("{key} is not the same on all ranks and trials: {list}")));
-        }
-    }
-    let plan = &files.plan;
-    let trained = |config: &TrainConfig| {
-        (config.shape, config.batch, config.context, config.accumulate, config.precision, config.data.clone())
-    };
-    if let Some(head) = heads.iter().find(|head| trained(&head.config) != trained(&plan.config)) {
-        let text = format!("rank {} of {} trained something else than the plan says", head.rank, head.trial);
-        flags.push(flag("unequal-training", true, text));
-    }
-    let planned = |head: &RunHead| {
-        let trial = plan.trials.iter().find(|trial| trial.name == head.trial)?;
-        plan.shares.get(*trial.shares.get(head.rank)?)
-    };
-    if let Some(head) = heads.iter().find(|head| planned(head).is_some_and(|share| *share != head.share)) {
-        let text = format!("rank {} of {} did not run on the share that the plan gave it", head.rank, head.trial);
-        flags.push(flag("unequal-shares", true, text));
-    }
     flags
 }
 

@@ -1,17 +1,18 @@
 //! Which trials and which of their steps count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::record::{Arm, Dropped, EndReason, Flag, Plan, RankFile, RunFiles, Step, Trial};
+use crate::record::{Arm, Dropped, EndReason, Flag, RankFile, RunFiles, Step, Trial};
 use crate::stats::steady_state;
 
-use super::AnalyzeError;
+use super::{AnalyzeError, check};
 
 /// Fewer steps than this in the counted window make no rate.
 const STEPS_MIN: usize = 5;
 
-/// Fewer steps than this in the counted window are flagged: a single outlier moves their mean.
+/// Fewer steps than this in the counted window forbid a verdict: a single outlier moves their mean, and whether they
+/// are steady cannot be judged.
 pub(super) const STEPS_FEW: usize = 10;
 
 /// The trials that ran to their end, and what became of the others.
@@ -64,7 +65,8 @@ impl<'a> Ran<'a> {
 
 /// Checks the plan, then takes each of its trials.
 pub(super) fn gather(files: &RunFiles) -> Result<Gathered<'_>, AnalyzeError> {
-    check_plan(&files.name, &files.plan)?;
+    check::plan(&files.name, &files.plan)?;
+    let tokens = check::tokens_per_step(&files.plan.config);
     let mut gathered = Gathered { ran: Vec::new(), flags: Vec::new(), dropped: Vec::new() };
     let mut lost = Lost::default();
     for (place, trial) in files.plan.trials.iter().enumerate() {
@@ -73,9 +75,11 @@ pub(super) fn gather(files: &RunFiles) -> Result<Gathered<'_>, AnalyzeError> {
             gathered.dropped.push(whole(trial, 0, "never started"));
             continue;
         };
-        check_ranks(trial, ranks)?;
+        check::ranks(trial, ranks, tokens)?;
         let steps = ranks.values().map(|file| file.steps.len()).sum();
-        match complete(trial, ranks).and_then(|all| count((place, trial), all, files.plan.heating_steps)) {
+        match complete(trial, ranks, files.plan.config.steps)
+            .and_then(|all| count((place, trial), all, files.plan.heating_steps))
+        {
             Ok(ran) => {
                 gathered.dropped.extend(outside(&ran, files.plan.heating_steps));
                 gathered.ran.push(ran);
@@ -129,71 +133,12 @@ impl Lost {
     }
 }
 
-fn check_plan(run: &str, plan: &Plan) -> Result<(), AnalyzeError> {
-    if plan.trials.is_empty() {
-        return Err(AnalyzeError::NoTrials { run: run.into() });
-    }
-    if !(0.0 < plan.target && plan.target < 2.0) {
-        return Err(AnalyzeError::Target { run: run.into(), target: plan.target });
-    }
-    let mut names = BTreeSet::new();
-    let mut places = BTreeSet::new();
-    for trial in &plan.trials {
-        let wrong = |what: String| Err(AnalyzeError::Plan { trial: trial.name.clone(), what });
-        if let Some(share) = trial.shares.iter().find(|share| **share >= plan.shares.len()) {
-            return wrong(format!("uses share {share} of {}", plan.shares.len()));
-        }
-        let distinct: BTreeSet<usize> = trial.shares.iter().copied().collect();
-        if distinct.is_empty() || distinct.len() < trial.shares.len() {
-            return wrong(format!("uses the shares {:?}: at least one, and none twice", trial.shares));
-        }
-        if trial.arm == Arm::Solo && distinct.len() > 1 {
-            return wrong(format!("is solo and uses {} shares", distinct.len()));
-        }
-        if !names.insert(trial.name.as_str()) {
-            return wrong("stands there twice".into());
-        }
-        if !places.insert((trial.launch, trial.arm, distinct)) {
-            return wrong("repeats an arm on the same shares in the same launch".into());
-        }
-    }
-    Ok(())
-}
-
-/// Rank files must belong to the trial, and their steps must have durations.
-fn check_ranks(trial: &Trial, ranks: &BTreeMap<usize, RankFile>) -> Result<(), AnalyzeError> {
-    for (rank, file) in ranks {
-        let head = &file.head;
-        let found = (head.trial.as_str(), head.arm, head.launch, head.world, head.rank);
-        if found != (trial.name.as_str(), trial.arm, trial.launch, trial.shares.len(), *rank) || *rank >= head.world {
-            let what = format!("it is rank {} of {} in {} (launch {})", head.rank, head.world, head.trial, head.launch);
-            return Err(AnalyzeError::Stranger { trial: trial.name.clone(), rank: *rank, what });
-        }
-        for step in &file.steps {
-            let wrong = |what| AnalyzeError::Step { trial: trial.name.clone(), rank: *rank, step: step.index, what };
-            if !(step.step_s.0 > 0.0 && step.step_s.is_finite()) {
-                return Err(wrong(format!("step_s is {}, which is no duration", step.step_s.0)));
-            }
-            if step.tokens.0 == 0 {
-                return Err(wrong("tokens is 0: it trained on nothing".into()));
-            }
-            let phases = [step.start_s, step.forward_s, step.backward_s, step.exposed_s, step.optimizer_s];
-            if let Some(phase) = phases.iter().find(|phase| !phase.is_finite()) {
-                return Err(wrong(format!("a time is {}", phase.0)));
-            }
-        }
-        for bucket in &file.buckets {
-            if !(bucket.ready_s.is_finite() && bucket.start_s.is_finite() && bucket.end_s.is_finite()) {
-                let what = format!("a moment of bucket {} is no number", bucket.index);
-                return Err(AnalyzeError::Step { trial: trial.name.clone(), rank: *rank, step: bucket.step, what });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The files of all ranks, if every one of them ran to its end.
-fn complete<'a>(trial: &Trial, ranks: &'a BTreeMap<usize, RankFile>) -> Result<Vec<&'a RankFile>, Loss> {
+/// The files of all ranks, if every one of them ran to its end and holds the `planned` number of steps.
+fn complete<'a>(
+    trial: &Trial,
+    ranks: &'a BTreeMap<usize, RankFile>,
+    planned: usize,
+) -> Result<Vec<&'a RankFile>, Loss> {
     let world = trial.shares.len();
     let lacking: Vec<String> =
         (0..world).filter(|rank| !ranks.contains_key(rank)).map(|rank| rank.to_string()).collect();
@@ -214,6 +159,10 @@ fn complete<'a>(trial: &Trial, ranks: &'a BTreeMap<usize, RankFile>) -> Result<V
                     _ => "failed",
                 };
                 return Err(Loss { code: "ended-early", why: format!("rank {rank} {how} after {steps} steps") });
+            }
+            Some(_) if steps != planned => {
+                let why = format!("rank {rank} says it completed, with {steps} of {planned} planned steps");
+                return Err(Loss { code: "steps-missing", why });
             }
             Some(_) => {}
         }

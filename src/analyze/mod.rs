@@ -2,6 +2,8 @@
 //! Knows records and topologies, nothing of GPUs, processes or clocks; hides which steps count and how intervals are made.
 //! Never drops a sample without listing it in `Analysis::dropped`.
 
+mod agreement;
+mod check;
 mod events;
 mod flags;
 mod gather;
@@ -48,6 +50,18 @@ pub enum AnalyzeError {
         run: String,
         /// As found.
         target: f64,
+    },
+    /// A number of the plan is none that a plan can hold.
+    #[error("field `{field}` of the plan of {run} is {found}; it must be {expected}")]
+    Field {
+        /// Run folder.
+        run: String,
+        /// Field, as it is spelled in `plan.yaml`.
+        field: String,
+        /// As found.
+        found: String,
+        /// What would be right.
+        expected: String,
     },
     /// A trial of the plan cannot be carried out.
     #[error("trial {trial} of the plan {what}")]
@@ -113,7 +127,7 @@ fn analyze_with(files: &RunFiles, resamples: usize) -> Result<Analysis, AnalyzeE
         created: plan.created,
         origin,
         device: plan.device,
-        grade: plan.grade,
+        grade: verdict::grade(plan),
         verdict,
         target: plan.target,
         timeline: cells.iter().rev().find_map(events::timeline),

@@ -114,9 +114,9 @@ fn peak_memory(samples: &[Sample<'_>]) -> Bytes {
     ends.map(|end| end.peak_memory_bytes).max().unwrap_or_default()
 }
 
-/// Mean over ranks and launches of the last tenth of steps; what is not finite is flagged and left out. The largest
-/// number there is if none is finite.
-fn final_loss(samples: &[Sample<'_>]) -> f64 {
+/// Mean over ranks and launches of the last tenth of steps; what is not finite is flagged and left out. None if none
+/// is finite.
+fn final_loss(samples: &[Sample<'_>]) -> Option<f64> {
     let tail = |steps: &'_ [Step]| steps.len() - steps.len().div_ceil(10);
     let losses: Vec<f64> = samples
         .iter()
@@ -125,7 +125,7 @@ fn final_loss(samples: &[Sample<'_>]) -> f64 {
         .map(|step| step.loss)
         .filter(|loss| loss.is_finite())
         .collect();
-    if losses.is_empty() { f64::MAX } else { mean(&losses) }
+    (!losses.is_empty()).then(|| mean(&losses)).filter(|loss| loss.is_finite())
 }
 
 /// One value for each arm that ran, from its counted steps in all launches and on all ranks.

@@ -108,7 +108,15 @@ impl Machine {
                 (trial.name.clone(), self.trial(&plan, trial, level, &mut random))
             })
             .collect();
-        RunFiles { name: "synthetic".into(), plan, findings: Vec::new(), identity: Vec::new(), trials }
+        RunFiles {
+            name: "synthetic".into(),
+            plan,
+            findings: Vec::new(),
+            identity: Vec::new(),
+            trials,
+            altered: Vec::new(),
+            launch_recorded: true,
+        }
     }
 
     fn plan(&self, random: &mut Random) -> Plan {
@@ -280,7 +288,11 @@ fn head(plan: &Plan, trial: &Trial, rank: usize) -> RunHead {
         world: trial.shares.len(),
         rank,
         share: plan.shares[trial.shares[rank]].clone(),
-        communicator: "shm".into(),
+        communicator: match trial.arm {
+            Arm::Ddp if trial.shares.len() > 1 => "nccl".into(),
+            Arm::Ddp => "solo".into(),
+            Arm::Solo | Arm::Together => "none".into(),
+        },
         started: jiff::Timestamp::UNIX_EPOCH,
         epoch_s: Seconds(0.0),
         config: plan.config.clone(),

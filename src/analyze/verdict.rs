@@ -9,12 +9,15 @@ use crate::record::{
 };
 use crate::stats::{LogRatios, bonferroni, holm};
 
-use super::flags::NOT_SYNCHRONISED;
+use super::flags::{NOT_SYNCHRONISED, rank_files};
 use super::sample::{Cell, Sample};
 use super::{confidence, point};
 
 /// Fewer completed launches give no verdict, however small their scatter.
 const LAUNCHES_MIN: usize = 3;
+
+/// Fewer planned launches are no qualification to sign.
+const LAUNCHES_SIGNED: u32 = 5;
 
 /// More launches than this do not count as a way to settle a verdict.
 const LAUNCHES_MAX: usize = 200;
@@ -125,11 +128,18 @@ fn accident(files: &RunFiles, evidence: &Evidence<'_>) -> Option<(Outcome, Strin
     if let Some(flag) = evidence.flags.iter().find(|flag| flag.code == NOT_SYNCHRONISED) {
         return Some((Outcome::Fault, format!("fault: {}", flag.text), Vec::new()));
     }
+    let ended = |reason| {
+        let is_so = |file: &RankFile| file.end.as_ref().is_some_and(|end| end.reason == reason);
+        rank_files(files).find(|(_, _, file)| is_so(file))
+    };
+    if let Some((trial, rank, _)) = ended(EndReason::Failed) {
+        let reason = format!("Rank {rank} of {trial} wrote that it failed, and no launch said why.");
+        return Some((Outcome::Fault, format!("fault: rank {rank} of {trial} failed"), vec![reason]));
+    }
     if let Some((first, reasons)) = all(&|finding| finding.code == "interrupted") {
         return Some((Outcome::Interrupted, format!("interrupted: {first}"), reasons));
     }
-    let interrupted = |file: &RankFile| file.end.as_ref().is_some_and(|end| end.reason == EndReason::Interrupted);
-    let (trial, _) = files.trials.iter().find(|(_, ranks)| ranks.values().any(interrupted))?;
+    let (trial, ..) = ended(EndReason::Interrupted)?;
     Some((Outcome::Interrupted, format!("interrupted in {trial}"), Vec::new()))
 }
 
@@ -156,9 +166,20 @@ fn noun(plan: &Plan, count: usize) -> &'static str {
     }
 }
 
+/// What a verdict of this plan may be called, whatever the plan calls it: CPU ranks never say anything about GPUs, and
+/// a signed qualification has at least 5 launches.
+pub(super) fn grade(plan: &Plan) -> Grade {
+    match (plan.grade, plan.device) {
+        (Grade::Ungraded, _) => Grade::Ungraded,
+        (_, Device::Cpu) => Grade::CpuRanks,
+        (Grade::Signed, Device::Cuda) if plan.launches < LAUNCHES_SIGNED => Grade::Provisional,
+        (grade, Device::Cuda) => grade,
+    }
+}
+
 /// The headline with what it may be called.
 fn titled(plan: &Plan, headline: &str) -> String {
-    match plan.grade {
+    match grade(plan) {
         Grade::Provisional => format!("Provisional: {headline}"),
         Grade::CpuRanks => format!("CPU ranks: says nothing about GPUs; {headline}"),
         Grade::Signed | Grade::Ungraded => headline.into(),

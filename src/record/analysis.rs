@@ -162,8 +162,9 @@ pub struct Point {
     pub peak_memory_bytes: Bytes,
     /// Tokens of one optimizer step over all ranks.
     pub global_batch_tokens: u64,
-    /// Loss at the end of the ddp arm, mean of its last tenth of steps.
-    pub final_loss: f64,
+    /// Loss at the end of the ddp arm, mean of its last tenth of steps; none where none of them is finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_loss: Option<f64>,
     /// Each launch's own numbers.
     pub launches: Vec<LaunchPoint>,
     /// Mean time of a step by phase, for each arm.

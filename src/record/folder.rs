@@ -31,6 +31,11 @@ pub struct RunFiles {
     /// Rank files by trial, by rank. A trial of the plan that never started is absent; a rank that left no
     /// file is absent.
     pub trials: BTreeMap<String, BTreeMap<usize, RankFile>>,
+    /// Files of evidence whose hash differs from the manifest's, or that it names and that are gone; paths relative to
+    /// the folder.
+    pub altered: Vec<String>,
+    /// False if `launch.json` is missing: then nobody says how the launches ended.
+    pub launch_recorded: bool,
 }
 
 /// One rank file.
@@ -189,7 +194,15 @@ impl RunFolder {
             }
         }
         self.refuse_strays(&plan)?;
-        Ok(RunFiles { name: self.name(), plan, findings, identity: Vec::new(), trials })
+        Ok(RunFiles {
+            name: self.name(),
+            plan,
+            findings,
+            identity: Vec::new(),
+            trials,
+            altered: Vec::new(),
+            launch_recorded: true,
+        })
     }
 
     /// A folder under `runs/` that the plan does not name would be evidence that nobody weighs.

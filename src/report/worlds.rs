@@ -117,7 +117,10 @@ fn numbers(point: &Point) -> Vec<Line> {
         Line::new("Communication hidden", point.overlap.map_or_else(unknown, percent)),
         Line::new("Bus bandwidth", point.bus_bandwidth.map_or_else(unknown, |rate| rate.to_string())),
         Line::new("Peak memory of a rank", point.peak_memory_bytes.to_string()),
-        Line::new("Final loss", format!("{} nats/token", ratio(point.final_loss))),
+        Line::new(
+            "Final loss",
+            point.final_loss.map_or_else(|| "–".into(), |loss| format!("{} nats/token", ratio(loss))),
+        ),
     ]
 }
 

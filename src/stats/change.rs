@@ -21,7 +21,8 @@ const MAD: f64 = 1.4826;
 pub struct Steady {
     /// Index of the first steady value; 0 where nothing has to be cut or where the series never settles.
     pub start: usize,
-    /// False if warm-up takes more than half of the series, or levels keep changing after it.
+    /// False if warm-up takes more than half of the series, or levels keep changing after it, or the series is too
+    /// short to tell.
     pub settled: bool,
 }
 
@@ -31,13 +32,13 @@ pub struct Steady {
 /// level, so that a burst at the end is not taken for the steady state. Noise of long memory makes segments of its
 /// own: a series counts as unsettled only if it does so at three times that tolerance, too.
 ///
-/// A series of fewer than 9 values is too short to judge and counts as settled.
+/// A series of fewer than 9 values is too short to judge and does not count as settled.
 #[must_use]
 pub fn steady_state(series: &[f64]) -> Steady {
     let block = block_size(series.len());
     let medians: Vec<f64> = blocks(series, block).map(median).collect();
     if medians.len() < 3 {
-        return Steady { start: 0, settled: true };
+        return Steady { start: 0, settled: false };
     }
     let noise = Noise::of(series);
     let steady_level = median(&medians[medians.len() / 2..]);
@@ -84,8 +85,7 @@ impl Segments {
 /// each change, found exactly by optimal partitioning (Jackson et al., "An algorithm for optimal partitioning of data
 /// on an interval", 2005). PELT (Killick et al., 2012) minimises the same cost; its pruning pays only on longer
 /// series. Segments have at least 2 values. Returns the first index of each segment but the first.
-#[must_use]
-pub fn change_points(values: &[f64], penalty: f64) -> Vec<usize> {
+fn change_points(values: &[f64], penalty: f64) -> Vec<usize> {
     const SHORTEST: usize = 2;
     let sums = Sums::of(values);
     let count = values.len();
@@ -285,9 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn short_and_constant_series_are_settled() {
-        assert_eq!(steady_state(&[]), Steady { start: 0, settled: true });
-        assert_eq!(steady_state(&[0.1; 5]), Steady { start: 0, settled: true });
+    fn constant_series_are_settled_and_short_ones_cannot_be_judged() {
+        for count in 0..9 {
+            assert_eq!(steady_state(&vec![0.1; count]), Steady { start: 0, settled: false }, "{count}");
+        }
+        assert_eq!(steady_state(&[0.1; 9]), Steady { start: 0, settled: true });
         assert_eq!(steady_state(&[0.1; 500]), Steady { start: 0, settled: true });
     }
 }

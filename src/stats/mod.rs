@@ -9,7 +9,8 @@ mod student;
 mod summary;
 
 pub use bootstrap::{Resampler, hierarchical};
-pub use change::{Steady, change_points, steady_state};
+pub use change::{Steady, steady_state};
 pub use multiple::{bonferroni, holm};
 pub use student::LogRatios;
-pub use summary::{Sorted, deviation, mean, median};
+use summary::deviation;
+pub use summary::{Sorted, mean, median};

@@ -14,8 +14,7 @@ pub fn mean(values: &[f64]) -> f64 {
 ///
 /// # Panics
 /// `values` is empty.
-#[must_use]
-pub fn deviation(values: &[f64]) -> f64 {
+pub(super) fn deviation(values: &[f64]) -> f64 {
     let centre = mean(values);
     if values.len() < 2 {
         return 0.0;
