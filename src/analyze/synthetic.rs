@@ -108,7 +108,15 @@ impl Machine {
                 (trial.name.clone(), self.trial(&plan, trial, level, &mut random))
             })
             .collect();
-        RunFiles { name: "synthetic".into(), plan, findings: Vec::new(), identity: Vec::new(), trials }
+        RunFiles {
+            name: "synthetic".into(),
+            plan,
+            findings: Vec::new(),
+            identity: Vec::new(),
+            trials,
+            altered: Vec::new(),
+            launch_recorded: true,
+        }
     }
 
     fn plan(&self, random: &mut Random) -> Plan {
