@@ -41,7 +41,7 @@ fn in_threads<T: Send>(
             let (memory, role) = (&memory, &role);
             scope.spawn(move || {
                 let (comm, buckets) = Shm::join(memory.raw_fd(), rank, world, lengths, limit).unwrap();
-                role(comm.spinning(Seconds(0.0)), buckets)
+                role(comm, buckets)
             })
         };
         let ranks: Vec<_> = (0..world).map(start).collect();

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use proptest::prelude::*;
 use rigscale::model::preset;
@@ -160,13 +162,103 @@ fn the_writer_asserts_the_order_of_steps() {
 
 #[test]
 fn a_full_disk_is_an_error_that_names_the_file() {
-    // /dev/full refuses every write with "no space left on device"
+    // a limit on file sizes refuses a write as a full disk does
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("analysis.json");
-    std::os::unix::fs::symlink("/dev/full", folder.path().join("analysis.json.part")).unwrap();
-    let error = write_json(&path, &end(1)).unwrap_err();
-    assert!(error.to_string().contains("could not write") && !error.is_input(), "{error}");
-    assert!(!path.exists(), "no partial file reads as whole");
+    let path = folder.path().join("machine.jsonl");
+    let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" capture \"$1\"";
+    let program = env!("CARGO_BIN_EXE_rigscale");
+    let output = Command::new("sh").args(["-c", script, program]).arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("could not write") && said.contains("machine.jsonl"), "{said}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no partial file reads as whole");
+}
+
+#[test]
+fn a_write_never_goes_through_a_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let victim = folder.path().join("thesis.tex");
+    fs::write(&victim, "work of years").unwrap();
+    symlink(&victim, folder.path().join("analysis.json.part")).unwrap();
+    write_json(&folder.path().join("analysis.json"), &end(1)).unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "work of years");
+    assert_eq!(read_json::<RunEnd>(&folder.path().join("analysis.json")).unwrap(), end(1));
+}
+
+#[test]
+fn our_own_files_stay_inside_the_run_folder() {
+    let (base, folder) = folder();
+    fs::create_dir(base.path().join("elsewhere")).unwrap();
+    symlink(base.path().join("elsewhere"), folder.path().join("charts")).unwrap();
+    assert!(folder.write("charts/phases.svg", b"<svg/>").is_err());
+    assert_eq!(fs::read_dir(base.path().join("elsewhere")).unwrap().count(), 0);
+    fs::remove_file(folder.path().join("charts")).unwrap();
+    for _ in 0..2 {
+        folder.write("charts/phases.svg", b"<svg/>").unwrap();
+    }
+    assert_eq!(fs::read(folder.path().join("charts/phases.svg")).unwrap(), b"<svg/>");
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_never_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let path = folder.path().join("end.json");
+        let error = write_json(&path, &RunEnd { stolen: Some(wrong), ..end(1) }).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "field `stolen` is not a finite number");
+        assert!(write_yaml(&path, &Plan { target: wrong, ..plan() }).is_err() && !path.exists());
+        let path = folder.path().join(format!("rank-{wrong}.jsonl"));
+        let mut writer = RankWriter::create(&path, &head()).unwrap();
+        writer.step(&Step { loss: wrong, ..step(0) }, &[]).expect_err("a loss that is no number");
+        assert!(read_rank_file(&path).unwrap().steps.is_empty());
+    }
+}
+
+/// Makes a pipe that nobody writes to.
+fn pipe(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn pipes_and_devices_are_refused_and_not_waited_for() {
+    let (_base, folder) = folder();
+    let rank = folder.rank("launch-1_ddp-2", 1);
+    pipe(&rank);
+    assert!(matches!(read_text(&rank, 100), Err(RecordError::NotAFile { .. })));
+    assert!(matches!(read_rank_file(&rank), Err(RecordError::NotAFile { .. })));
+    assert!(matches!(folder.read(), Err(RecordError::NotAFile { path }) if path == rank));
+    assert!(matches!(Manifest::write(&folder), Err(RecordError::NotAFile { path }) if path == rank));
+    fs::remove_file(&rank).unwrap();
+    symlink("/dev/zero", &rank).unwrap();
+    assert!(matches!(read_rank_file(&rank), Err(RecordError::NotAFile { .. })));
+    fs::remove_file(&rank).unwrap();
+    assert!(matches!(read_text(Path::new("/"), 100), Err(RecordError::NotAFile { .. })));
+}
+
+#[test]
+fn evidence_that_cannot_be_looked_at_is_not_absent() {
+    let (_base, folder) = folder();
+    let rank = folder.rank("launch-1_ddp-2", 1);
+    for target in ["rank-1.jsonl", "nowhere"] {
+        symlink(target, &rank).unwrap();
+        assert!(matches!(folder.read(), Err(RecordError::File { path, .. }) if path == rank), "{target}");
+        fs::remove_file(&rank).unwrap();
+    }
+    assert!(folder.read().is_ok());
+}
+
+#[test]
+fn a_trial_cannot_lie_outside_of_the_folder() {
+    let (base, folder) = folder();
+    let elsewhere = base.path().join("elsewhere").display().to_string();
+    for name in ["../../elsewhere", elsewhere.as_str(), "..", "", "a/b", "a b"] {
+        let trial = Trial { name: name.into(), ..plan().trials[0].clone() };
+        write_yaml(&folder.plan(), &Plan { trials: vec![trial], ..plan() }).unwrap();
+        let error = folder.read().unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("plan.yaml") && text.contains(&format!("{name:?}")) && error.is_input(), "{text}");
+    }
 }
 
 fn plan() -> Plan {
@@ -179,7 +271,7 @@ fn plan() -> Plan {
         target: 0.9,
         worlds: vec![1, 2],
         skipped: vec![SkippedWorld { world: 4, why: "4 ranks need 4 cores".into() }],
-        shares: vec![head().share],
+        shares: vec![head().share, Share { index: 1, cpus: vec![1], ..head().share }],
         config: config(),
         why: vec!["a: sentence, with #punctuation".into()],
         gradient_bytes: Bytes(4096),
@@ -189,7 +281,7 @@ fn plan() -> Plan {
         extension: 0,
         heating_steps: 1,
         order_seed: u64::MAX,
-        trials: vec![Trial { name: "launch-1_ddp-2".into(), launch: 1, arm: Arm::Ddp, shares: vec![0, 0] }],
+        trials: vec![Trial { name: "launch-1_ddp-2".into(), launch: 1, arm: Arm::Ddp, shares: vec![0, 1] }],
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(100.0), stop_s: Seconds(1.0) },
         fields: vec![Field { key: "order".into(), value: "yes".into() }],
     }
@@ -210,6 +302,7 @@ fn a_plan_survives_yaml_and_a_folder_reads_without_a_missing_rank() {
     let (_base, folder) = folder();
     let files = folder.read().unwrap();
     assert_eq!(files.plan, plan());
+    assert!(!files.launch_recorded);
     assert_eq!(files.trials["launch-1_ddp-2"].keys().copied().collect::<Vec<_>>(), vec![0]);
 }
 
@@ -228,6 +321,8 @@ fn bad_plans_are_named_by_file_line_and_field() {
         (text.replace("schema: 1", "schema: 2"), "has schema 2; this rigscale reads up to 1"),
         (text.replace("launches: 1", "launches: many"), "plan.yaml:"),
         (text.replace("extension:", "extention:"), "extention"),
+        (text.replace("target: 0.9", "target: .nan"), "plan.yaml: field `target` is not a finite number"),
+        (text.replace("meet_s: 60.0", "meet_s: -.inf"), "plan.yaml: field `limits.meet_s` is not a finite number"),
         (text.clone() + "\ttabs: 1\n", "plan.yaml:"),
         ("[".repeat(100_000), "plan.yaml:"),
         (bomb, "plan.yaml:"),
@@ -260,12 +355,81 @@ fn a_rank_file_in_the_wrong_place_is_refused() {
 #[test]
 fn the_manifest_names_what_was_changed() {
     let (_base, folder) = folder();
+    assert_eq!(folder.read().unwrap().altered, ["manifest.json is missing"]);
     Manifest::write(&folder).unwrap();
-    assert!(Manifest::differences(&folder).unwrap().is_empty());
+    assert_eq!(folder.read().unwrap().altered, Vec::<String>::new());
     fs::write(folder.rank("launch-1_ddp-2", 0), "better numbers").unwrap();
     fs::write(folder.path().join("extra.txt"), "?").unwrap();
-    let differences = Manifest::differences(&folder).unwrap();
-    assert_eq!(differences, vec!["runs/launch-1_ddp-2/rank-0.jsonl was changed", "extra.txt was added"]);
+    fs::rename(folder.plan(), folder.path().join("plan")).unwrap();
+    symlink("plan", folder.plan()).unwrap();
+    let expected = [
+        "plan.yaml is no regular file",
+        "runs/launch-1_ddp-2/rank-0.jsonl was changed",
+        "extra.txt was added",
+        "plan was added",
+    ];
+    assert_eq!(Manifest::altered(&folder).unwrap(), expected);
+}
+
+#[test]
+fn our_own_files_may_change_and_the_evidence_never() {
+    let (_base, folder) = folder();
+    Manifest::write(&folder).unwrap();
+    folder.write("analysis.json", b"{}").unwrap();
+    folder.write("charts/phases.svg", b"<svg/>").unwrap();
+    fs::write(folder.path().join("report.html.part"), "cut").unwrap();
+    Manifest::renew(&folder, &["analysis.json", "charts/phases.svg"]).unwrap();
+    assert_eq!(Manifest::altered(&folder).unwrap(), Vec::<String>::new());
+    assert!(Manifest::vouches_for(&folder, "analysis.json").unwrap());
+    fs::write(folder.analysis(), "{\"outcome\": \"pass\"}").unwrap();
+    assert!(!Manifest::vouches_for(&folder, "analysis.json").unwrap());
+
+    fs::write(folder.plan(), fs::read_to_string(folder.plan()).unwrap().replace("target: 0.9", "target: 0.1")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(folder.read().unwrap().altered, ["plan.yaml was changed"]);
+        Manifest::renew(&folder, &["analysis.json"]).unwrap();
+    }
+    fs::remove_file(folder.manifest()).unwrap();
+    Manifest::renew(&folder, &["analysis.json"]).unwrap();
+    assert_eq!(folder.read().unwrap().altered, ["manifest.json is missing"]);
+}
+
+#[test]
+fn neither_analyze_nor_report_vouch_for_evidence_that_was_changed() {
+    let (_base, folder) = folder();
+    Manifest::write(&folder).unwrap();
+    fs::write(folder.plan(), fs::read_to_string(folder.plan()).unwrap().replace("target: 0.9", "target: 0.1")).unwrap();
+    let run = |command: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rigscale")).arg(command).arg(folder.path()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for _ in 0..2 {
+        let (code, said) = run("analyze");
+        assert!(folder.analysis().exists() && code != 2, "{code}: {said}");
+        let (code, said) = run("report");
+        assert!(code == 0 && said.contains("plan.yaml was changed"), "{code}: {said}");
+        assert_eq!(folder.read().unwrap().altered, ["plan.yaml was changed"]);
+    }
+    let analysis = fs::read_to_string(folder.analysis()).unwrap();
+    fs::write(folder.analysis(), analysis + "\n").unwrap();
+    let (code, said) = run("report");
+    assert!(code == 2 && said.contains("analysis.json was changed") && said.contains("rigscale analyze"), "{said}");
+}
+
+#[test]
+fn a_verdict_that_cannot_be_kept_is_still_given() {
+    let (_base, folder) = folder();
+    Manifest::write(&folder).unwrap();
+    let program = env!("CARGO_BIN_EXE_rigscale");
+    let kept = Command::new(program).arg("analyze").arg(folder.path()).output().unwrap();
+    fs::remove_file(folder.analysis()).unwrap();
+    // a folder that cannot be removed stands where the file would be written; root may write anywhere else
+    fs::create_dir_all(folder.path().join("analysis.json.part")).unwrap();
+    let output = Command::new(program).arg("analyze").arg(folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &output.stdout), (kept.status.code(), &kept.stdout), "{said}");
+    assert!(said.contains("the analysis is not kept") && said.contains("analysis.json"), "{said}");
+    assert!(!folder.analysis().exists());
 }
 
 proptest! {

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::record::{Manifest, RunFolder};
+use crate::record::RunFolder;
 
-use super::verdict::{Shown, analyze_folder, exit_of};
+use super::error::chain;
+use super::verdict::{Shown, exit_of, judge_folder, keep_analysis};
 use super::{CliError, Exit, Output};
 
 /// Computes the efficiency of a run folder again and writes its analysis.json
@@ -18,17 +19,17 @@ pub(super) struct Args {
     run: PathBuf,
 }
 
-/// Analyzes the folder.
+/// Analyzes the folder. A folder that cannot be written to is judged all the same.
 ///
 /// # Errors
 /// See [`CliError`].
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let folder = RunFolder::open(&args.run)?;
-    for difference in Manifest::differences(&folder)? {
-        out.remark(format!("warning: {difference} since the manifest was written"));
-    }
-    let analysis = analyze_folder(&folder)?;
+    let analysis = judge_folder(&folder)?;
     out.emit(&Shown { analysis: &analysis, colour: out.colour() })
         .map_err(|source| CliError::Terminal { attempt: "print the analysis", source })?;
+    if let Err(error) = keep_analysis(&folder, &analysis) {
+        out.remark(format!("warning: the analysis is not kept: {}", chain(&error)));
+    }
     Ok(exit_of(analysis.verdict.outcome))
 }

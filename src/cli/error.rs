@@ -110,7 +110,7 @@ impl CliError {
 
 /// An error and its causes, outermost first.
 #[must_use]
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

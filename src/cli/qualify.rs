@@ -83,6 +83,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         Err(end) => end,
     };
     if end == Launched::Completed && plan.extension > 0 {
+        Manifest::write(&session.folder)?;
         let first_look = analyze_folder(&session.folder)?;
         if first_look.verdict.outcome == Outcome::Inconclusive {
             out.remark(format!("inconclusive so far: {} more launches, as announced", plan.extension));
@@ -91,8 +92,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
             end = launch(&launcher, &plan, out)?;
         }
     }
+    Manifest::write(&session.folder)?;
     if end == Launched::Interrupted {
-        Manifest::write(&session.folder)?;
         let place = session.folder.path().display();
         out.remark(format!("interrupted; what was measured is kept: rigscale analyze {place}"));
         return Ok(Exit::Interrupted);

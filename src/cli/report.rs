@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::record::{Analysis, RunFolder, read_json};
+use crate::record::{Analysis, Manifest, RecordError, RunFolder, read_json};
 
 use super::verdict::write_reports;
 use super::{CliError, Exit, Output};
@@ -21,7 +21,8 @@ pub(super) struct Args {
     runs: Vec<PathBuf>,
 }
 
-/// Draws the report.
+/// Draws the report. It shows an analysis, so one that was edited is refused; what happened to the evidence since is
+/// for the analysis to judge, and is remarked.
 ///
 /// # Errors
 /// See [`CliError`].
@@ -30,6 +31,12 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let mut analyses: Vec<Analysis> = Vec::new();
     for run in &args.runs {
         let folder = RunFolder::open(run)?;
+        if !Manifest::vouches_for(&folder, "analysis.json")? {
+            return Err(RecordError::Altered { path: folder.analysis() }.into());
+        }
+        for difference in Manifest::altered(&folder)? {
+            out.remark(format!("warning: {}: {difference}; `rigscale analyze` judges it so", run.display()));
+        }
         analyses.push(read_json(&folder.analysis())?);
         folders.push(folder);
     }

@@ -1,12 +1,11 @@
 //! From a run folder to its analysis, its report and an exit code.
 
 use std::fmt;
-use std::fs;
 
 use serde::{Serialize, Serializer};
 
 use crate::analyze::analyze;
-use crate::record::{Analysis, Field, Manifest, Outcome, RecordError, RunFolder, read_text, write_json, write_whole};
+use crate::record::{Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_text, write_json};
 use crate::report::{Summary, render};
 use crate::topology::{YAML_BYTES_MAX, from_yaml};
 
@@ -32,21 +31,39 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Reads the folder, analyzes it and writes `analysis.json`.
+/// Reads the folder and analyzes it; writes nothing.
 ///
 /// # Errors
 /// A file cannot be read, or the runs not analyzed.
-pub(super) fn analyze_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
+pub(super) fn judge_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
     let mut files = folder.read()?;
-    if folder.topology().exists() {
-        let path = folder.topology();
+    let path = folder.topology();
+    if is_there(&path)? {
         let text = read_text(&path, YAML_BYTES_MAX as u64)?;
         let topology = from_yaml(&text, &path.display().to_string())?;
         files.identity = topology.identity().into_iter().map(|(key, value)| Field { key, value }).collect();
     }
-    let analysis = analyze(&files)?;
-    write_json(&folder.analysis(), &analysis)?;
-    Manifest::write(folder)?;
+    Ok(analyze(&files)?)
+}
+
+/// Writes `analysis.json`, and its hash into the manifest.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn keep_analysis(folder: &RunFolder, analysis: &Analysis) -> Result<(), CliError> {
+    write_json(&folder.analysis(), analysis)?;
+    Manifest::renew(folder, &["analysis.json"])?;
+    Ok(())
+}
+
+/// Reads the folder, analyzes it and keeps the analysis. Who has just launched into the folder calls
+/// [`Manifest::write`] before: evidence without a manifest, or with an older one, counts as altered.
+///
+/// # Errors
+/// A file cannot be read or written, or the runs not analyzed.
+pub(super) fn analyze_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
+    let analysis = judge_folder(folder)?;
+    keep_analysis(folder, &analysis)?;
     Ok(analysis)
 }
 
@@ -65,17 +82,10 @@ pub(super) fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<()
 pub(super) fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
     let rendered = render(analyses)?;
     for (name, bytes) in &rendered.files {
-        let path = folder.path().join(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|source| RecordError::File {
-                attempt: "create the folder",
-                path: parent.into(),
-                source,
-            })?;
-        }
-        write_whole(&path, bytes)?;
+        folder.write(name, bytes)?;
     }
-    Manifest::write(folder)?;
+    let names: Vec<&str> = rendered.files.iter().map(|(name, _)| name.as_ref()).collect();
+    Manifest::renew(folder, &names)?;
     Ok(())
 }
 

@@ -54,13 +54,6 @@ impl Shm {
         Ok((Self { group, limit }, buckets))
     }
 
-    /// The same, spinning for `spin` before it sleeps: zero where ranks share a core, more where nothing else runs.
-    #[must_use]
-    pub fn spinning(mut self, spin: Seconds) -> Self {
-        self.group.spin_for(duration(spin));
-        self
-    }
-
     fn error(&self, fault: Fault) -> CommError {
         let rank = self.group.rank();
         match fault {

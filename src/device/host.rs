@@ -1,15 +1,48 @@
 //! What the host has beside its devices.
 
+use std::fs;
+use std::path::{Component, Path};
+
 use crate::units::Bytes;
 
-/// Largest memory that this process may use: the host's RAM, or the limit of its control group (version 2) where
-/// that is smaller.
+/// Where the kernel shows control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Largest memory that this process may use: the host's RAM, or the limit of its control group or of any above it
+/// where that is smaller.
 #[must_use]
 pub fn host_memory() -> Bytes {
     let info = rustix::system::sysinfo();
     let installed = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    Bytes(installed.min(limit.unwrap_or(u64::MAX)))
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Bytes(installed.min(smallest_limit(&groups, Path::new(CGROUPS)).unwrap_or(u64::MAX)))
+}
+
+/// The smallest memory limit of the groups that `groups` (`/proc/self/cgroup`, cgroups(7)) names and of all above them,
+/// in bytes. A container shows its own group as the root of the mount, under which the path may not exist: each
+/// level that is not there says nothing.
+fn smallest_limit(groups: &str, mount: &Path) -> Option<u64> {
+    let mut smallest = None;
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else { continue };
+        let (roots, file) = match controllers {
+            "" => ([mount.join("unified"), mount.to_owned()], "memory.max"),
+            v1 if v1.split(',').any(|one| one == "memory") => {
+                ([mount.join("memory"), mount.join(v1)], "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let below = Path::new(group.trim_start_matches('/'));
+        // a group outside of what this namespace shows begins with `..`
+        let inside = below.components().all(|part| matches!(part, Component::Normal(_)));
+        for level in if inside { below } else { Path::new("") }.ancestors() {
+            let limits = roots.iter().filter_map(|root| fs::read_to_string(root.join(level).join(file)).ok());
+            // `max` is no number and no limit
+            smallest = limits.filter_map(|text| text.trim().parse().ok()).chain(smallest).min();
+        }
+    }
+    smallest
 }
 
 /// Tells the allocator to keep what is freed. Matrix products allocate and free their packing space in each call;
@@ -37,6 +70,31 @@ mod tests {
         for len in [1, 1 << 16, 1 << 24] {
             assert_eq!(vec![1_u8; len].iter().filter(|&&byte| byte == 1).count(), len);
         }
+    }
+
+    #[test]
+    fn the_smallest_limit_on_the_way_to_the_root_counts() {
+        let mount = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = mount.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let limit = |groups| smallest_limit(groups, mount.path());
+        assert_eq!(limit("0::/user/job\n"), None);
+        write("user/job/memory.max", "max\n");
+        assert_eq!(limit("0::/user/job\n"), None);
+        write("user/memory.max", "2000\n");
+        assert_eq!(limit("0::/user/job\n"), Some(2000));
+        write("user/job/memory.max", "3000\n");
+        assert_eq!(limit("0::/user/job\n"), Some(2000));
+        write("memory.max", "1000\n");
+        assert_eq!(limit("0::/user/job\n"), Some(1000));
+        assert_eq!(limit("0::/../../other\n"), Some(1000));
+        write("memory/job/memory.limit_in_bytes", "500\n");
+        assert_eq!(limit("4:memory:/job\n1:cpu:/\n0::/\n"), Some(500));
+        assert_eq!(limit("4:cpu:/job\n"), None);
+        assert_eq!(limit("nonsense\n:\n"), None);
     }
 
     #[test]

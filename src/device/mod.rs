@@ -24,7 +24,7 @@ pub use floats::Floats;
 pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
 pub use nvml::{DriverFact, GpuFact, Nvml};
-pub use process::{CpuTimes, ask_group_to_end, end_with_parent, kill_group, peak_resident};
+pub use process::{CpuTimes, end_with_parent, peak_resident};
 pub use product::{Matrix, MatrixMut, multiply};
 pub(crate) use rank_group::{Fault, RankGroup};
 pub use shared_memory::SharedMemory;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::units::Bytes;
 
@@ -26,33 +26,6 @@ pub fn end_with_parent(parent: u32) -> Result<(), DeviceError> {
     }
 }
 
-/// Asks every process of the group led by `leader` to end (SIGTERM). A group that is gone already is no error.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn ask_group_to_end(leader: u32) -> Result<(), DeviceError> {
-    signal_group(leader, Signal::TERM)
-}
-
-/// Kills every process of the group led by `leader` (SIGKILL). A group that is gone already is no error.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn kill_group(leader: u32) -> Result<(), DeviceError> {
-    signal_group(leader, Signal::KILL)
-}
-
-fn signal_group(leader: u32, signal: Signal) -> Result<(), DeviceError> {
-    let refused = |source| DeviceError::Process { attempt: "signal the group", pid: leader, source };
-    // Group 1 is init's and group 0 our own: never meant.
-    let group = i32::try_from(leader).ok().filter(|&raw| raw > 1).and_then(Pid::from_raw);
-    let group = group.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?;
-    match kill_process_group(group, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(source) => Err(refused(source.into())),
-    }
-}
-
 /// The largest resident memory of this process since its exec (`VmHWM`). `getrusage` would count its parent's too,
 /// as that maximum survives exec.
 ///
@@ -71,37 +44,48 @@ fn peak_in(status: &str) -> Option<Bytes> {
     Some(Bytes(kibi.checked_mul(1024)?))
 }
 
-/// CPU time of the whole host since it started, in the kernel's ticks.
+/// Time of some CPUs since the host started, in the kernel's ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuTimes {
-    /// Of all CPUs, idle time included.
-    pub total: u64,
-    /// Taken by a hypervisor while a CPU of ours wanted to run.
+    /// In which something ran or wanted to run: idle time and waiting for a disk are not in it.
+    pub wanted: u64,
+    /// The part of it that a hypervisor took.
     pub stolen: u64,
 }
 
 impl CpuTimes {
-    /// The times now (`/proc/stat`, proc_stat(5)); none where the kernel does not say.
+    /// The times of `cpus` (numbers of the kernel) now (`/proc/stat`, proc_stat(5)); none where the kernel does not
+    /// say, or not for each of them.
     #[must_use]
-    pub fn now() -> Option<Self> {
-        Self::parse(&fs::read_to_string("/proc/stat").ok()?)
+    pub fn now(cpus: &[usize]) -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/stat").ok()?, cpus)
     }
 
-    /// Share of the host's CPU time since `earlier` that a hypervisor took, 0 to 1; none if no tick has passed.
+    /// Share of the time since `earlier` in which these CPUs wanted to run that a hypervisor took, 0 to 1; none if they
+    /// did not want to. CPUs that rest dilute nothing.
     #[must_use]
     pub fn stolen_since(self, earlier: Self) -> Option<f64> {
-        let total = self.total.checked_sub(earlier.total).filter(|&ticks| ticks > 0)?;
+        let wanted = self.wanted.checked_sub(earlier.wanted).filter(|&ticks| ticks > 0)?;
         let stolen = self.stolen.checked_sub(earlier.stolen)?;
-        Some(stolen as f64 / total as f64)
+        Some(stolen as f64 / wanted as f64)
     }
 
-    /// Fields of the line `cpu`: user, nice, system, idle, iowait, irq, softirq, steal; guest time is inside user.
-    fn parse(stat: &str) -> Option<Self> {
-        let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-        let ticks: Vec<u64> = line.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<_>>()?;
-        let stolen = *ticks.get(7)?;
-        let total = ticks.iter().try_fold(0_u64, |sum, &field| sum.checked_add(field))?;
-        Some(Self { total, stolen })
+    /// Sums the lines `cpu<n>` of `cpus`, whose fields are user, nice, system, idle, iowait, irq, softirq, steal; guest
+    /// time is inside user.
+    fn parse(stat: &str, cpus: &[usize]) -> Option<Self> {
+        let mut sum = Self { wanted: 0, stolen: 0 };
+        for cpu in cpus {
+            let prefix = format!("cpu{cpu} ");
+            let line = stat.lines().find_map(|line| line.strip_prefix(&prefix))?;
+            let ticks: Vec<u64> =
+                line.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<_>>()?;
+            let &[user, nice, system, _idle, _iowait, irq, softirq, steal] = ticks.as_slice() else { return None };
+            for field in [user, nice, system, irq, softirq, steal] {
+                sum.wanted = sum.wanted.checked_add(field)?;
+            }
+            sum.stolen = sum.stolen.checked_add(steal)?;
+        }
+        (!cpus.is_empty()).then_some(sum)
     }
 }
 
@@ -189,28 +173,21 @@ mod tests {
     }
 
     #[test]
-    fn stolen_time_is_a_share_of_all_time() {
-        let at = |text| CpuTimes::parse(text).unwrap();
-        let before = at("cpu  10 0 10 70 0 0 0 10 5 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n");
-        let after = at("cpu  20 0 20 140 0 0 0 20 9 0\n");
+    fn stolen_time_is_a_share_of_the_time_that_these_cpus_wanted_to_run() {
+        let at = |text| CpuTimes::parse(text, &[1, 10]).unwrap();
+        let before =
+            at("cpu  9 9 9 9 9 9 9 9\ncpu0 9 9 9 9 9 9 9 9\ncpu1 1 1 1 5 5 1 1 5 5 0\ncpu10 0 0 0 0 0 0 0 0\n");
+        let after =
+            at("cpu  9 9 9 9 9 9 9 9\ncpu0 1 1 1 1 1 1 1 1\ncpu1 6 2 2 95 15 2 2 6 9 0\ncpu10 0 0 0 0 0 0 0 0\n");
         assert_eq!(after.stolen_since(before), Some(0.1));
         assert_eq!(before.stolen_since(before), None);
         assert_eq!(before.stolen_since(after), None);
-        assert_eq!(CpuTimes::parse("cpu  10 0 10 70 0 0 0\n"), None, "a kernel without the field");
-        assert!(CpuTimes::now().is_some());
-    }
-
-    #[test]
-    fn groups_end_when_asked() {
-        use std::os::unix::process::{CommandExt, ExitStatusExt};
-        for (end, signal) in [(ask_group_to_end as fn(u32) -> _, libc::SIGTERM), (kill_group, libc::SIGKILL)] {
-            let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
-            end(child.id()).unwrap();
-            assert_eq!(child.wait().unwrap().signal(), Some(signal));
-            end(child.id()).unwrap();
+        for wrong in
+            ["cpu  1 2 3 4 5 6 7 8\n", "cpu1 1 2 3 4 5 6 7\n", "cpu10 1 2 3 4 5 6 7 8\n", "cpu1 1 2 3 4 5 6 7 x\n"]
+        {
+            assert_eq!(CpuTimes::parse(wrong, &[1]), None, "{wrong}");
         }
-        for wrong in [0, 1, u32::MAX] {
-            assert!(kill_group(wrong).is_err());
-        }
+        assert_eq!(CpuTimes::parse("cpu0 1 2 3 4 5 6 7 8\n", &[]), None);
+        assert!(CpuTimes::now(&crate::device::allowed_cpus().unwrap()).is_some());
     }
 }

@@ -62,9 +62,13 @@ impl<'a> MatrixMut<'a> {
 
 /// Panics unless `len` elements hold `rows` rows of `columns` elements, `stride` apart, without overlap.
 fn check(len: usize, rows: usize, columns: usize, stride: usize) {
-    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns };
+    let needed = match rows.checked_sub(1) {
+        Some(before) if columns > 0 => before.checked_mul(stride).and_then(|start| start.checked_add(columns)),
+        _ => Some(0),
+    };
     assert!(columns <= stride || rows <= 1, "rows of {columns} elements overlap at a stride of {stride}");
-    assert!(needed <= len, "a matrix of {rows} x {columns} at stride {stride} does not fit in {len} elements");
+    let fits = needed.is_some_and(|needed| needed <= len);
+    assert!(fits, "a matrix of {rows} x {columns} at stride {stride} does not fit in {len} elements");
 }
 
 /// `dst = left · right`, or `dst += left · right` where `accumulate`. `threads` above 1 cuts the longer side of `dst`
@@ -218,6 +222,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn a_matrix_whose_size_is_no_number_is_refused() {
+        let _ = Matrix::rows(&[0.0; 11], (1 << 32) + 1, 4, 1 << 32);
     }
 
     #[test]

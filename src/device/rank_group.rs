@@ -95,10 +95,6 @@ impl RankGroup {
         self.segment.layout().world
     }
 
-    pub(crate) fn spin_for(&mut self, spin: Duration) {
-        self.spin = spin;
-    }
-
     /// Returns once every rank has called it.
     pub(crate) fn meet(&mut self) -> Result<(), Fault> {
         self.check()?;

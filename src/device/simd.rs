@@ -9,6 +9,8 @@ pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
         if is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
         {
             // SAFETY: the CPU has just been asked for each feature that the callee is compiled with; beyond that the
             // callee only runs the safe closure that it is given.

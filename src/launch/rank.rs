@@ -131,7 +131,8 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
     let (record, records) = mpsc::sync_channel(UNWRITTEN_MAX);
     let keeper =
         thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
-    let times = CpuTimes::now();
+    let cpus = &assignment.head.share.cpus;
+    let times = CpuTimes::now(cpus);
     let trained = steps(&assignment, &mut trainer, &record, &ordered);
     drop(record);
     let writer = keeper.join().map_err(|_| GaveUp::other(io::Error::other("the recorder panicked")))??;
@@ -140,7 +141,8 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
         (Err(_), Some(ordered)) => ordered,
         (Err(_), None) => EndReason::Failed,
     };
-    let end = end(&mut trainer, reason, writer.steps(), times)?;
+    let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
+    let end = end(&mut trainer, reason, writer.steps(), stolen)?;
     writer.end(&end)?;
     match trained {
         Err(error) if reason == EndReason::Failed => return Err(error),
@@ -179,8 +181,7 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
     Ok(writer)
 }
 
-fn end(trainer: &mut Trainer, reason: EndReason, steps: usize, times: Option<CpuTimes>) -> Result<RunEnd, GaveUp> {
-    let stolen = times.and_then(|earlier| CpuTimes::now()?.stolen_since(earlier));
+fn end(trainer: &mut Trainer, reason: EndReason, steps: usize, stolen: Option<f64>) -> Result<RunEnd, GaveUp> {
     Ok(RunEnd {
         reason,
         steps,

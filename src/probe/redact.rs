@@ -60,6 +60,36 @@ const KEPT_PARAMETERS: &[&str] = &[
     "vfio_iommu_type1.",
 ];
 
+/// Names of hosts and users that point at nobody, and that answers need: taken out, an Ubuntu would lose its name.
+const COMMON_NAMES: &[&str] = &[
+    "admin",
+    "amd",
+    "amdgpu",
+    "bus",
+    "centos",
+    "cpu",
+    "cuda",
+    "debian",
+    "devices",
+    "drivers",
+    "fedora",
+    "gpu",
+    "host",
+    "intel",
+    "kernel",
+    "linux",
+    "localhost",
+    "node",
+    "none",
+    "nvidia",
+    "pci",
+    "root",
+    "server",
+    "ubuntu",
+    "user",
+    "workstation",
+];
+
 /// A filter for answers.
 #[derive(Debug, Clone, Default)]
 pub struct Redactor {
@@ -67,25 +97,31 @@ pub struct Redactor {
 }
 
 impl Redactor {
-    /// A filter that also takes out `words` (host and user names) from the kernel command line. Words of one or two
-    /// letters are too likely to be something else.
+    /// A filter that also takes out `words` (host and user names) wherever they stand alone, in upper or lower case.
+    /// Of a host with a domain, the name without it goes too. Words of one or two letters or without any are too
+    /// likely to be something else, and names like `ubuntu` or `node1` point at nobody.
     #[must_use]
     pub fn new(words: impl IntoIterator<Item = String>) -> Self {
-        Self { words: words.into_iter().map(|word| word.to_lowercase()).filter(|word| 2 < word.len()).collect() }
+        let lower = words.into_iter().map(|word| word.to_ascii_lowercase());
+        let with_host = |word: String| {
+            let host = word.split_once('.').map(|(host, _)| host.to_owned());
+            [Some(word), host].into_iter().flatten()
+        };
+        let mut words: Vec<String> = lower.flat_map(with_host).filter(|word| is_private(word)).collect();
+        // a longer one first, as it may hold a shorter one
+        words.sort_by_key(|word| std::cmp::Reverse(word.len()));
+        Self { words }
     }
 
     /// The answer without what it should not tell.
     #[must_use]
     pub fn redact(&self, question: &Question, mut answer: Answer) -> Answer {
         let command_line = matches!(question, Question::File(path) if path == "/proc/cmdline");
-        if let Ok(Value::Text(text)) = &mut answer.answer {
-            *text = match command_line {
-                true => self.command_line(text),
-                false => without_identifiers(text),
-            };
-        }
-        if let Err(missing) = &mut answer.answer {
-            missing.detail = without_identifiers(&missing.detail);
+        match &mut answer.answer {
+            Ok(Value::Text(text)) if command_line => *text = self.command_line(text),
+            Ok(Value::Text(text)) => *text = self.clean(text),
+            Ok(Value::Names(names)) => names.iter_mut().for_each(|name| *name = self.clean(name)),
+            Err(missing) => missing.detail = self.clean(&missing.detail),
         }
         answer
     }
@@ -104,11 +140,40 @@ impl Redactor {
 
     /// `parameter`, unless it holds an identifier or one of the words.
     fn plain(&self, parameter: &str) -> String {
-        let lower = parameter.to_lowercase();
-        let parts = || lower.split(|letter: char| !letter.is_alphanumeric());
-        let named = self.words.iter().any(|word| lower == *word || parts().any(|part| part == word));
-        if named { REDACTED.to_owned() } else { without_identifiers(parameter) }
+        let clean = self.without_words(parameter);
+        if clean == parameter { without_identifiers(parameter) } else { REDACTED.to_owned() }
     }
+
+    fn clean(&self, text: &str) -> String {
+        self.without_words(&without_identifiers(text))
+    }
+
+    /// Puts [`REDACTED`] in the place of each of the words where no letter or digit touches it.
+    fn without_words(&self, text: &str) -> String {
+        let without = |text: String, word: &String| {
+            let lower = text.to_ascii_lowercase();
+            let mut clean = String::with_capacity(text.len());
+            let mut done = 0;
+            for (start, found) in lower.match_indices(word.as_str()) {
+                let end = start + found.len();
+                let touched =
+                    text[..start].ends_with(char::is_alphanumeric) || text[end..].starts_with(char::is_alphanumeric);
+                if !touched {
+                    clean += &text[done..start];
+                    clean += REDACTED;
+                    done = end;
+                }
+            }
+            clean + &text[done..]
+        };
+        self.words.iter().fold(text.to_owned(), without)
+    }
+}
+
+/// False for words that say nothing about anyone, and for names that the kernel itself gives: `node1`, `cpu12`.
+fn is_private(word: &str) -> bool {
+    let base = word.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    2 < word.len() && word.contains(char::is_alphabetic) && !COMMON_NAMES.contains(&base)
 }
 
 fn is_kept(name: &str) -> bool {
@@ -154,7 +219,7 @@ fn is_identifier(run: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::Phase;
+    use crate::topology::{Missing, Phase, Why};
 
     fn redacted(path: &str, text: &str) -> String {
         let answer = Answer { phase: Phase::AtRest, answer: Ok(Value::Text(text.to_owned())) };
@@ -172,6 +237,31 @@ mod tests {
         let kept = "BOOT_IMAGE=redacted root=redacted ro iommu=pt pci=realloc=off pcie_aspm=off ip=redacted \
                     luks-redacted redacted quiet";
         assert_eq!(redacted("/proc/cmdline", line), kept);
+    }
+
+    #[test]
+    fn names_of_hosts_and_users_go_wherever_they_stand_alone() {
+        let names = ["Toms-Rig.example.org", "tom", "ubuntu", "node1", "ab", "128", "root"].map(str::to_owned);
+        let redactor = Redactor::new(names);
+        let clean = |answer| {
+            let answer = Answer { phase: Phase::AtRest, answer };
+            redactor.redact(&Question::Folder("/sys/x".to_owned()), answer).answer
+        };
+        let rows = [
+            ("TOMS-RIG", "redacted"),
+            ("toms-rig:eth0 on toms-rig.example.org", "redacted:eth0 on redacted"),
+            ("/home/tom/x tom_1 TOM.", "/home/redacted/x redacted_1 redacted."),
+            ("Tomcat, atom, ätom, tom7", "Tomcat, atom, ätom, tom7"),
+            ("Ubuntu 24.04 ab 128 /root node1", "Ubuntu 24.04 ab 128 /root node1"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(clean(Ok(Value::Text(text.to_owned()))), Ok(Value::Text(expected.to_owned())));
+            let detail = Missing::new(Why::Absent, text);
+            assert_eq!(clean(Err(detail)), Err(Missing::new(Why::Absent, expected)));
+        }
+        let names = ["node1", "tom", "0000:41:00.0"].map(str::to_owned).to_vec();
+        let expected = ["node1", "redacted", "0000:41:00.0"].map(str::to_owned).to_vec();
+        assert_eq!(clean(Ok(Value::Names(names))), Ok(Value::Names(expected)));
     }
 
     #[test]

@@ -31,6 +31,74 @@ pub enum RecordError {
         /// The limit.
         limit: u64,
     },
+    /// A line of a rank file is longer than any that rigscale writes.
+    #[error("{}:{line}: the line is longer than {limit} bytes", path.display())]
+    #[diagnostic(help("this does not look like a file that rigscale wrote"))]
+    LongLine {
+        /// Which file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The limit.
+        limit: u64,
+    },
+    /// A rank has recorded as much as could be read back.
+    #[error("{} would exceed {limit} bytes, which is more than rigscale reads back", path.display())]
+    #[diagnostic(help("train fewer steps, or record bucket events less often"))]
+    Full {
+        /// Which file.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// Not a regular file, where only such files belong: a folder, a pipe, a device; in a manifest, a link too.
+    #[error("{} is no regular file", path.display())]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// More than any run folder holds.
+    #[error("{} holds more than {limit} {what}", path.display())]
+    #[diagnostic(help("this does not look like a run folder; nothing in it was left out in silence"))]
+    TooMany {
+        /// Which folder.
+        path: PathBuf,
+        /// "files", "levels of folders".
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// A number in a YAML file is NaN or infinite.
+    #[error("{}: field `{field}` is not a finite number", path.display())]
+    NotFinite {
+        /// Which file.
+        path: PathBuf,
+        /// The path to the field: `config.learning_rate`.
+        field: String,
+    },
+    /// A trial's name is no name of a folder.
+    #[error("{}: trial {trial:?} cannot be the name of a folder under runs", path.display())]
+    #[diagnostic(help("a trial's name has letters, digits, dots, dashes and underscores only, as in launch-1_ddp-2"))]
+    TrialName {
+        /// The plan.
+        path: PathBuf,
+        /// The name.
+        trial: String,
+    },
+    /// A run was to go where something is already.
+    #[error("{} exists and is not an empty folder", path.display())]
+    #[diagnostic(help("nothing is overwritten: name another folder with -o, or leave -o out"))]
+    Occupied {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A file of ours was changed after rigscale wrote it.
+    #[error("{} was changed after rigscale wrote it, as manifest.json shows", path.display())]
+    #[diagnostic(help("`rigscale analyze` computes it again from the evidence"))]
+    Altered {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Written by a newer rigscale.
     #[error("{} has schema {found}; this rigscale reads up to {ours}", path.display())]
     #[diagnostic(help("read it with the rigscale that wrote it, or a newer one"))]

@@ -1,7 +1,8 @@
 //! Whole files: bounded reading, and writing that leaves either the old file or the new one.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::topology::parse_yaml;
 
+use super::finite::check_finite;
 use super::{RecordError, SCHEMA};
 
 /// No single record is larger: 15 trials of 10,000 steps with buckets stay below 100 MB.
@@ -20,22 +22,49 @@ const YAML_BYTES_MAX: u64 = 4 << 20;
 /// What to do about a plan that is wrong.
 const YAML_HELP: &str = "`rigscale qualify` and `rigscale train` write plan.yaml; restore it from where it came";
 
+/// Whether something has this path: a link that points nowhere is something.
+///
+/// # Errors
+/// [`RecordError::File`] where the operating system does not say: what cannot be looked at is not absent.
+pub fn is_there(path: &Path) -> Result<bool, RecordError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(RecordError::File { attempt: "read", path: path.into(), source }),
+    }
+}
+
+/// Opens a regular file for reading. A pipe would wait for a writer for ever, a device never end, and opening some
+/// devices changes them.
+///
+/// # Errors
+/// The file cannot be opened, or is something else.
+pub(super) fn open_regular(path: &Path) -> Result<File, RecordError> {
+    let fail = |source| RecordError::File { attempt: "read", path: path.into(), source };
+    let regular = |is_file| if is_file { Ok(()) } else { Err(RecordError::NotAFile { path: path.into() }) };
+    regular(fs::metadata(path).map_err(fail)?.is_file())?;
+    // the path may have been given to something else meanwhile: that must not wait either
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fail)?;
+    regular(file.metadata().map_err(fail)?.is_file())?;
+    Ok(file)
+}
+
 /// Reads a text file of at most `limit` bytes.
 ///
 /// # Errors
-/// The file cannot be read, is no text, or is larger.
+/// The file cannot be read, is no regular file or no text, or is larger.
 pub fn read_text(path: &Path, limit: u64) -> Result<String, RecordError> {
     let fail = |source| RecordError::File { attempt: "read", path: path.into(), source };
-    let file = File::open(path).map_err(fail)?;
     let mut text = String::new();
-    file.take(limit + 1).read_to_string(&mut text).map_err(fail)?;
+    open_regular(path)?.take(limit + 1).read_to_string(&mut text).map_err(fail)?;
     if text.len() as u64 > limit {
         return Err(RecordError::TooLarge { path: path.into(), limit });
     }
     Ok(text)
 }
 
-/// Writes a file whole: into a neighbour first, then renamed into place.
+/// Writes a file whole: into a neighbour first, then renamed into place. What has the neighbour's name is what an
+/// earlier write left, or a trap: it is removed, and never written through.
 ///
 /// # Errors
 /// [`RecordError::File`]; then neither a new nor half a file is there.
@@ -43,12 +72,24 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".part");
     let part = path.with_file_name(name);
-    let written = File::create(&part)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&part, path));
+    let written = match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::create_new(&part)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&part, path)),
+    };
     written.map_err(|source| {
         let _ = fs::remove_file(&part);
         RecordError::File { attempt: "write", path: path.into(), source }
+    })
+}
+
+/// Refuses a number that is not finite, naming its field.
+pub(super) fn refuse_not_finite<T: Serialize + ?Sized>(path: &Path, record: &T) -> Result<(), RecordError> {
+    check_finite(record).map_err(|wrong| RecordError::File {
+        attempt: "write",
+        path: path.into(),
+        source: io::Error::new(io::ErrorKind::InvalidData, wrong),
     })
 }
 
@@ -57,6 +98,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
 /// # Errors
 /// [`RecordError::File`], also when a number is not finite.
 pub fn write_json<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
+    refuse_not_finite(path, record)?;
     let mut bytes = serde_json::to_vec_pretty(record).map_err(|error| RecordError::File {
         attempt: "write",
         path: path.into(),
@@ -122,27 +164,32 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path, text: &str, first_line: usi
 /// Writes a record as YAML.
 ///
 /// # Errors
-/// [`RecordError::File`].
+/// [`RecordError::File`], also when a number is not finite.
 pub fn write_yaml<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
+    refuse_not_finite(path, record)?;
     let text = serde_saphyr::to_string(record).map_err(|error| RecordError::File {
         attempt: "write",
         path: path.into(),
-        source: std::io::Error::other(error.to_string()),
+        source: io::Error::other(error.to_string()),
     })?;
     write_whole(path, text.as_bytes())
 }
 
-/// Reads a YAML record of this or an older schema.
+/// Reads a YAML record of this or an older schema. YAML can spell numbers that are not finite (`.nan`); none is taken.
 ///
 /// # Errors
-/// Names file, line and field, with a snippet.
-pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+/// Names file, line and field, with a snippet; file and field of a number that is not finite.
+pub fn read_yaml<T: Serialize + DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     let text = read_text(path, YAML_BYTES_MAX)?;
     let schema = text.lines().find_map(|line| line.strip_prefix("schema:")).and_then(|value| value.trim().parse().ok());
     match schema {
         Some(found) if found > u64::from(SCHEMA) => {
             Err(RecordError::NewerSchema { path: path.into(), found, ours: SCHEMA })
         }
-        _ => Ok(parse_yaml(&text, &path.display().to_string(), YAML_HELP)?),
+        _ => {
+            let record = parse_yaml(&text, &path.display().to_string(), YAML_HELP)?;
+            check_finite(&record).map_err(|wrong| RecordError::NotFinite { path: path.into(), field: wrong.field })?;
+            Ok(record)
+        }
     }
 }

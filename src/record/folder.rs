@@ -6,10 +6,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lines::read_rank_file;
-use super::{Bucket, Field, Finding, Findings, Plan, RecordError, RunEnd, RunHead, Step, read_json, read_yaml};
+use super::{
+    Bucket, Field, Finding, Findings, Manifest, Plan, RecordError, RunEnd, RunHead, Step, is_there, read_json,
+    read_yaml, write_whole,
+};
 
 /// No run folder is tried under more names than this when its own is taken.
 const SUFFIX_MAX: u32 = 100;
+
+/// No trial has a longer name; file systems take 255 bytes.
+const TRIAL_NAME_BYTES_MAX: usize = 200;
 
 /// The paths inside one run folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +37,10 @@ pub struct RunFiles {
     /// Rank files by trial, by rank. A trial of the plan that never started is absent; a rank that left no
     /// file is absent.
     pub trials: BTreeMap<String, BTreeMap<usize, RankFile>>,
-    /// Files of evidence whose hash differs from the manifest's, or that it names and that are gone; paths relative to
-    /// the folder.
+    /// Evidence that differs from `manifest.json`, in sentences: `plan.yaml was changed`. What rigscale makes of the
+    /// evidence (analysis, report, charts) is no evidence.
     pub altered: Vec<String>,
-    /// False if `launch.json` is missing: then nobody says how the launches ended.
+    /// Whether `launch.json` is there: without it nobody knows how the launches ended.
     pub launch_recorded: bool,
 }
 
@@ -62,28 +68,34 @@ impl RunFolder {
         for suffix in 1..=SUFFIX_MAX {
             let name = if suffix == 1 { stem.clone() } else { format!("{stem}_{suffix}") };
             match Self::create_at(&base.join(name)) {
-                Err(RecordError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(RecordError::Occupied { .. }) => {}
                 other => return other,
             }
         }
-        Err(cannot_create(&base.join(stem), io::ErrorKind::AlreadyExists.into()))
+        Err(RecordError::Occupied { path: base.join(stem) })
     }
 
     /// Creates the folder at exactly this path; it must not exist or be empty.
     ///
     /// # Errors
-    /// The folder cannot be created, or holds something.
+    /// The folder cannot be created; [`RecordError::Occupied`] if something is there.
     pub fn create_at(path: &Path) -> Result<Self, RecordError> {
         let empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+        let create = |path: &Path| {
+            fs::create_dir(path).map_err(|source| match source.kind() {
+                io::ErrorKind::AlreadyExists => RecordError::Occupied { path: path.into() },
+                _ => cannot_create(path, source),
+            })
+        };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|source| cannot_create(parent, source))?;
         }
-        match fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && empty() => {}
-            other => other.map_err(|source| cannot_create(path, source))?,
+        match create(path) {
+            Err(RecordError::Occupied { .. }) if empty() => {}
+            other => other?,
         }
         let folder = Self { path: path.into() };
-        fs::create_dir(folder.runs()).map_err(|source| cannot_create(&folder.runs(), source))?;
+        create(&folder.runs())?;
         Ok(folder)
     }
 
@@ -167,31 +179,56 @@ impl RunFolder {
         self.trial(trial).join(format!("rank-{rank}.jsonl"))
     }
 
-    /// Reads plan, findings and every rank file of the plan's trials. The facts of the machine come from
+    /// Writes one of our own files whole, by its path inside the folder: `report.html`, `charts/phases.svg`.
+    ///
+    /// # Errors
+    /// [`RecordError::File`]; also where a link or a file stands in place of the file's folder, as what is written
+    /// must not leave this one.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
+        let path = self.path.join(name);
+        if let Some(parent) = path.parent().filter(|parent| *parent != self.path) {
+            match fs::create_dir(parent) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let metadata = fs::symlink_metadata(parent).map_err(|source| cannot_create(parent, source))?;
+                    if !metadata.is_dir() {
+                        return Err(cannot_create(parent, io::ErrorKind::NotADirectory.into()));
+                    }
+                }
+                other => other.map_err(|source| cannot_create(parent, source))?,
+            }
+        }
+        write_whole(&path, bytes)
+    }
+
+    /// Reads plan, findings and every rank file of the plan's trials, and holds all against the manifest. The facts of the machine come from
     /// `topology.yaml`, where there is one.
     ///
     /// # Errors
     /// Names file, line and field of the first problem.
     pub fn read(&self) -> Result<RunFiles, RecordError> {
         let plan: Plan = read_yaml(&self.plan())?;
+        if let Some(trial) = plan.trials.iter().find(|trial| !is_folder_name(&trial.name)) {
+            return Err(RecordError::TrialName { path: self.plan(), trial: trial.name.clone() });
+        }
         let mut findings = Vec::new();
         for path in [self.findings(), self.launch_findings()] {
-            if path.exists() {
+            if is_there(&path)? {
                 findings.extend(read_json::<Findings>(&path)?.findings);
             }
         }
         let mut trials = BTreeMap::new();
         for trial in &plan.trials {
+            if !is_there(&self.trial(&trial.name))? {
+                continue;
+            }
             let mut ranks = BTreeMap::new();
             for rank in 0..trial.shares.len() {
                 let path = self.rank(&trial.name, rank);
-                if path.exists() {
+                if is_there(&path)? {
                     ranks.insert(rank, read_rank_of(&path, &trial.name, rank)?);
                 }
             }
-            if self.trial(&trial.name).exists() {
-                trials.insert(trial.name.clone(), ranks);
-            }
+            trials.insert(trial.name.clone(), ranks);
         }
         self.refuse_strays(&plan)?;
         Ok(RunFiles {
@@ -200,15 +237,15 @@ impl RunFolder {
             findings,
             identity: Vec::new(),
             trials,
-            altered: Vec::new(),
-            launch_recorded: true,
+            altered: Manifest::altered(self)?,
+            launch_recorded: is_there(&self.launch_findings())?,
         })
     }
 
     /// A folder under `runs/` that the plan does not name would be evidence that nobody weighs.
     fn refuse_strays(&self, plan: &Plan) -> Result<(), RecordError> {
         let fail = |source| RecordError::File { attempt: "read", path: self.runs(), source };
-        if !self.runs().exists() {
+        if !is_there(&self.runs())? {
             return Ok(());
         }
         for entry in fs::read_dir(self.runs()).map_err(fail)? {
@@ -237,6 +274,12 @@ fn read_rank_of(path: &Path, trial: &str, rank: usize) -> Result<RankFile, Recor
         return Err(wrong("rank", rank.to_string()));
     }
     Ok(file)
+}
+
+/// One component of a path, never a way out of the folder.
+fn is_folder_name(name: &str) -> bool {
+    let plain = |letter: u8| letter.is_ascii_alphanumeric() || b"._-".contains(&letter);
+    name.len() <= TRIAL_NAME_BYTES_MAX && name.bytes().all(plain) && !["", ".", ".."].contains(&name)
 }
 
 fn cannot_create(path: &Path, source: io::Error) -> RecordError {
@@ -276,8 +319,20 @@ mod tests {
     fn a_folder_that_holds_something_is_not_taken() {
         let base = tempfile::tempdir().unwrap();
         fs::write(base.path().join("thesis.tex"), "work of years").unwrap();
-        let error = RunFolder::create_at(base.path()).unwrap_err().to_string();
-        assert!(error.contains("could not create the folder"), "{error}");
+        let error = RunFolder::create_at(base.path()).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("exists and is not an empty folder"), "{error}");
+        let error = RunFolder::create_at(&base.path().join("thesis.tex")).unwrap_err();
+        assert!(error.is_input(), "{error}");
+    }
+
+    #[test]
+    fn a_name_of_a_trial_is_one_component_of_a_path() {
+        for name in ["launch-1_ddp-2", "a", "...", "A.b"] {
+            assert!(is_folder_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "../x", "/x", "a/b", "a b", "é", "a\0", "a\n", "x".repeat(201).as_str()] {
+            assert!(!is_folder_name(name), "{name}");
+        }
     }
 
     #[test]

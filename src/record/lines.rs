@@ -1,14 +1,17 @@
 //! Rank files: written line by line as the rank goes, read and checked again.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::file::{json, read_text};
+use super::file::{json, open_regular, refuse_not_finite};
 use super::{Bucket, Line, RankFile, RecordError, RunEnd, RunHead, SCHEMA, Step};
 
-/// No rank file is larger: a million steps of 300 bytes.
-const RANK_FILE_BYTES_MAX: u64 = 1 << 30;
+/// No rank file is larger, neither written nor read: ten million steps of 300 bytes, or a million with bucket events.
+pub(super) const RANK_FILE_BYTES_MAX: u64 = 4 << 30;
+
+/// No line is longer: the longest is the head, with one number for each CPU of the rank.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Writes one rank file. Every line reaches the file whole, in one write, before the call returns: what a killed
 /// rank leaves behind are complete lines.
@@ -18,20 +21,21 @@ pub struct RankWriter {
     file: File,
     next_step: usize,
     line: Vec<u8>,
+    written: u64,
 }
 
 impl RankWriter {
     /// Creates the file, which must not exist, and writes the head.
     ///
     /// # Errors
-    /// [`RecordError::File`].
+    /// [`RecordError::File`], also when a number is not finite.
     pub fn create(path: &Path, head: &RunHead) -> Result<Self, RecordError> {
         let file = File::create_new(path).map_err(|source| RecordError::File {
             attempt: "create",
             path: path.into(),
             source,
         })?;
-        let mut writer = Self { path: path.into(), file, next_step: 0, line: Vec::new() };
+        let mut writer = Self { path: path.into(), file, next_step: 0, line: Vec::new(), written: 0 };
         writer.write(&Line::Run(Box::new(head.clone())))?;
         Ok(writer)
     }
@@ -39,7 +43,8 @@ impl RankWriter {
     /// Writes one step and its bucket events.
     ///
     /// # Errors
-    /// [`RecordError::File`], a full disk among them.
+    /// [`RecordError::File`], a full disk or a number that is not finite among them; [`RecordError::Full`] before the
+    /// file becomes larger than what is read back.
     ///
     /// # Panics
     /// On a step out of order or without a finite duration: a bug of the trainer.
@@ -71,14 +76,54 @@ impl RankWriter {
     }
 
     fn write(&mut self, line: &Line) -> Result<(), RecordError> {
+        let fail = |source| RecordError::File { attempt: "write", path: self.path.clone(), source };
+        refuse_not_finite(&self.path, line)?;
         self.line.clear();
-        serde_json::to_writer(&mut self.line, line)
-            .map_err(std::io::Error::from)
-            .and_then(|()| {
-                self.line.push(b'\n');
-                self.file.write_all(&self.line)
-            })
-            .map_err(|source| RecordError::File { attempt: "write", path: self.path.clone(), source })
+        serde_json::to_writer(&mut self.line, line).map_err(|error| fail(error.into()))?;
+        self.line.push(b'\n');
+        let len = self.line.len() as u64;
+        if LINE_BYTES_MAX < len || RANK_FILE_BYTES_MAX < self.written + len {
+            let limit = if LINE_BYTES_MAX < len { LINE_BYTES_MAX } else { RANK_FILE_BYTES_MAX };
+            return Err(RecordError::Full { path: self.path.clone(), limit });
+        }
+        self.file.write_all(&self.line).map_err(fail)?;
+        self.written += len;
+        Ok(())
+    }
+}
+
+/// The lines of a rank file, one in memory at a time.
+struct Lines<'a> {
+    path: &'a Path,
+    file: BufReader<std::io::Take<File>>,
+    line: Vec<u8>,
+    number: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn open(path: &'a Path) -> Result<Self, RecordError> {
+        let file = open_regular(path)?;
+        let len =
+            file.metadata().map_err(|source| RecordError::File { attempt: "read", path: path.into(), source })?.len();
+        if RANK_FILE_BYTES_MAX < len {
+            return Err(RecordError::TooLarge { path: path.into(), limit: RANK_FILE_BYTES_MAX });
+        }
+        Ok(Self { path, file: BufReader::new(file.take(RANK_FILE_BYTES_MAX)), line: Vec::new(), number: 0 })
+    }
+
+    /// The next whole line and its number; none at the end of the file or of its whole lines.
+    fn next(&mut self) -> Result<Option<(usize, &[u8])>, RecordError> {
+        self.line.clear();
+        self.number += 1;
+        let read = (&mut self.file).take(LINE_BYTES_MAX).read_until(b'\n', &mut self.line);
+        let read = read.map_err(|source| RecordError::File { attempt: "read", path: self.path.into(), source })?;
+        match self.line.last() {
+            Some(b'\n') => Ok(Some((self.number, &self.line))),
+            Some(_) if read as u64 == LINE_BYTES_MAX => {
+                Err(RecordError::LongLine { path: self.path.into(), line: self.number, limit: LINE_BYTES_MAX })
+            }
+            _ => Ok(None),
+        }
     }
 }
 
@@ -89,9 +134,8 @@ impl RankWriter {
 /// # Errors
 /// Names file, line and field of the first line that does not hold what it should.
 pub fn read_rank_file(path: &Path) -> Result<RankFile, RecordError> {
-    let text = read_text(path, RANK_FILE_BYTES_MAX)?;
-    let mut lines = text.split_inclusive('\n').enumerate().map(|(index, line)| (index + 1, line));
-    let Some((_, first)) = lines.next().filter(|(_, line)| line.ends_with('\n')) else {
+    let mut lines = Lines::open(path)?;
+    let Some((_, first)) = lines.next()? else {
         return Err(wrong(path, 1, "the file is empty: it should begin with a `run` line"));
     };
     check_line_schema(path, first)?;
@@ -100,10 +144,7 @@ pub fn read_rank_file(path: &Path) -> Result<RankFile, RecordError> {
         _ => return Err(wrong(path, 1, "the first line should be a `run` line")),
     };
     let mut file = RankFile { head, steps: Vec::new(), buckets: Vec::new(), end: None };
-    for (number, line) in lines {
-        if !line.ends_with('\n') {
-            break;
-        }
+    while let Some((number, line)) = lines.next()? {
         if file.end.is_some() {
             return Err(wrong(path, number, "a line follows the `end` line"));
         }
@@ -130,10 +171,11 @@ pub fn read_rank_file(path: &Path) -> Result<RankFile, RecordError> {
 }
 
 /// The fast way first; only a line that fails is parsed again to name its field.
-fn parse(path: &Path, number: usize, line: &str) -> Result<Line, RecordError> {
-    if let Ok(line) = serde_json::from_str(line) {
+fn parse(path: &Path, number: usize, line: &[u8]) -> Result<Line, RecordError> {
+    if let Ok(line) = serde_json::from_slice(line) {
         return Ok(line);
     }
+    let line = str::from_utf8(line).map_err(|_| wrong(path, number, "the line is no UTF-8 text"))?;
     #[derive(serde::Deserialize)]
     struct Tagged {
         line: String,
@@ -154,8 +196,8 @@ fn without_tag(named: &serde_json::Map<String, serde_json::Value>) -> serde_json
     named.iter().filter(|(key, _)| *key != "line").map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn check_line_schema(path: &Path, line: &str) -> Result<(), RecordError> {
-    let value = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
+fn check_line_schema(path: &Path, line: &[u8]) -> Result<(), RecordError> {
+    let value = serde_json::from_slice::<serde_json::Value>(line).unwrap_or_default();
     match value.get("schema").and_then(serde_json::Value::as_u64) {
         Some(found) if found > u64::from(SCHEMA) => {
             Err(RecordError::NewerSchema { path: path.into(), found, ours: SCHEMA })
@@ -202,4 +244,38 @@ fn check_bucket(bucket: &Bucket, last: Option<&Step>) -> Result<(), String> {
 
 fn wrong(path: &Path, line: usize, problem: &str) -> RecordError {
     RecordError::Json { path: path.into(), line, column: 0, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::EndReason;
+
+    #[test]
+    fn a_writer_stops_before_its_file_is_larger_than_what_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-0.jsonl");
+        let file = File::create_new(&path).unwrap();
+        let written = RANK_FILE_BYTES_MAX - 100;
+        let writer = RankWriter { path: path.clone(), file, next_step: 0, line: Vec::new(), written };
+        let end = RunEnd {
+            reason: EndReason::Completed,
+            steps: 0,
+            parameters_sha256: "ab".repeat(32),
+            peak_memory_bytes: crate::units::Bytes(1),
+            stolen: None,
+        };
+        assert!(matches!(writer.end(&end), Err(RecordError::Full { limit: RANK_FILE_BYTES_MAX, .. })));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn long_lines_and_large_files_are_refused_without_being_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-0.jsonl");
+        std::fs::write(&path, vec![b' '; LINE_BYTES_MAX as usize + 1]).unwrap();
+        assert!(matches!(read_rank_file(&path), Err(RecordError::LongLine { line: 1, .. })));
+        File::create(&path).unwrap().set_len(RANK_FILE_BYTES_MAX + 1).unwrap();
+        assert!(matches!(read_rank_file(&path), Err(RecordError::TooLarge { .. })));
+    }
 }

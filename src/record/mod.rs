@@ -7,6 +7,7 @@ mod analysis;
 mod error;
 mod file;
 mod finding;
+mod finite;
 mod folder;
 mod lines;
 mod manifest;
@@ -16,7 +17,7 @@ mod schema;
 
 pub use analysis::*;
 pub use error::RecordError;
-pub use file::{read_json, read_text, read_yaml, write_json, write_whole, write_yaml};
+pub use file::{is_there, read_json, read_text, read_yaml, write_json, write_whole, write_yaml};
 pub use finding::*;
 pub use folder::*;
 pub use lines::{RankWriter, read_rank_file};

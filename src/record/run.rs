@@ -227,7 +227,8 @@ pub struct RunEnd {
     pub parameters_sha256: String,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: Bytes,
-    /// Share of the host's CPU time that a hypervisor took while the rank ran, 0 to 1; none where the kernel does not say.
+    /// Of the time in which the rank's own CPUs ran or wanted to run, the share that a hypervisor took, 0 to 1; none
+    /// where the kernel does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stolen: Option<f64>,
 }
