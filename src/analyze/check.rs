@@ -46,7 +46,6 @@ fn numbers(run: &str, plan: &Plan) -> Result<(), AnalyzeError> {
         ("limits.step_s", limits.step_s.0),
         ("limits.trial_s", limits.trial_s.0),
         ("limits.stop_s", limits.stop_s.0),
-        ("config.learning_rate", config.learning_rate),
         ("config.clip_norm", config.clip_norm.unwrap_or(1.0)),
     ];
     for (field, found) in positive {
@@ -54,10 +53,13 @@ fn numbers(run: &str, plan: &Plan) -> Result<(), AnalyzeError> {
             return Err(wrong(run, field, found, "positive and finite"));
         }
     }
-    match config.weight_decay {
-        decay if (0.0..=NUMBER_MAX).contains(&decay) => Ok(()),
-        decay => Err(wrong(run, "config.weight_decay", decay, "finite and not negative")),
+    for (field, found) in [("config.learning_rate", config.learning_rate), ("config.weight_decay", config.weight_decay)]
+    {
+        if !(0.0..=NUMBER_MAX).contains(&found) {
+            return Err(wrong(run, field, found, "finite and not negative"));
+        }
     }
+    Ok(())
 }
 
 /// Counts whose products and sums are formed later.
