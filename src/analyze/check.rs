@@ -46,7 +46,6 @@ fn numbers(run: &str, plan: &Plan) -> Result<(), AnalyzeError> {
         ("limits.step_s", limits.step_s.0),
         ("limits.trial_s", limits.trial_s.0),
         ("limits.stop_s", limits.stop_s.0),
-        ("config.learning_rate", config.learning_rate),
         ("config.clip_norm", config.clip_norm.unwrap_or(1.0)),
     ];
     for (field, found) in positive {
@@ -54,10 +53,13 @@ fn numbers(run: &str, plan: &Plan) -> Result<(), AnalyzeError> {
             return Err(wrong(run, field, found, "positive and finite"));
         }
     }
-    match config.weight_decay {
-        decay if (0.0..=NUMBER_MAX).contains(&decay) => Ok(()),
-        decay => Err(wrong(run, "config.weight_decay", decay, "finite and not negative")),
+    for (field, found) in [("config.learning_rate", config.learning_rate), ("config.weight_decay", config.weight_decay)]
+    {
+        if !(0.0..=NUMBER_MAX).contains(&found) {
+            return Err(wrong(run, field, found, "finite and not negative"));
+        }
     }
+    Ok(())
 }
 
 /// Counts whose products and sums are formed later.
@@ -149,7 +151,8 @@ fn check_step(step: &Step, tokens: u64) -> Result<(), String> {
         return Err(format!("tokens is {}, the plan's batch, context and accumulate make {tokens}", step.tokens.0));
     }
     let phases = [step.forward_s, step.backward_s, step.exposed_s, step.optimizer_s];
-    if let Some(phase) = phases.iter().find(|phase| !(0.0..=DURATION_MAX.0).contains(&phase.0)) {
+    // their sign is the reader's business; here they only must not blow up a sum
+    if let Some(phase) = phases.iter().find(|phase| phase.0.is_nan() || phase.0.abs() > DURATION_MAX.0) {
         return Err(format!("a time is {}", phase.0));
     }
     match is_moment(step.start_s) {

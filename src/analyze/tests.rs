@@ -480,6 +480,7 @@ fn contradictions_are_errors_that_name_the_trial() {
         (|files| files.plan.config.accumulate = 0, "field `config.accumulate`"),
         (|files| files.plan.config.steps = usize::MAX, "below 2^53 tokens"),
         (|files| files.plan.config.weight_decay = f64::NAN, "field `config.weight_decay`"),
+        (|files| files.plan.config.learning_rate = f64::NAN, "field `config.learning_rate`"),
         (|files| files.plan.config.clip_norm = Some(-1.0), "field `config.clip_norm`"),
         (|files| files.plan.flops_per_step = f64::INFINITY, "field `flops_per_step`"),
         (|files| files.plan.step_estimate_s.0 = -1.0, "field `step_estimate_s`"),
