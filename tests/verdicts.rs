@@ -296,7 +296,6 @@ fn numbers_that_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
-#[ignore = "needs a reader that holds files against the manifest"]
 fn files_that_changed_after_the_run_give_no_verdict() {
     let base = tempfile::tempdir().unwrap();
     let folder = Machine { efficiency: 0.80, ..GOOD }.write(&base.path().join("run"));

@@ -260,11 +260,11 @@ fn sentence(plan: &Plan, judged: &Judged<'_>, worlds: usize) -> String {
     .replace(", also when corrected for 1 world sizes", "")
 }
 
-/// Where the efficiency goes.
+/// Where the efficiency goes. Of communication, what the rank that arrives last loses: the others wait longer, for it.
 fn split(plan: &Plan, point: &Point) -> String {
-    format!(
-        "At {} {} {:.3} = silicon {:.3} × straggler {:.3} (jitter {:.3}) × communication {:.3}; communication costs {} of a \
-         step of {}: {} exposed, {} in slower forward and backward passes, {} unexplained.",
+    let loss = &point.loss;
+    let factors = format!(
+        "At {} {} {:.3} = silicon {:.3} × straggler {:.3} (jitter {:.3}) × communication {:.3}",
         point.world,
         noun(plan, point.world),
         point.efficiency.estimate,
@@ -272,11 +272,14 @@ fn split(plan: &Plan, point: &Point) -> String {
         point.straggler.estimate,
         point.jitter.estimate,
         point.comm.estimate,
-        point.loss.total_s,
-        point.step_s,
-        point.loss.exposed_s,
-        point.loss.slowdown_s,
-        point.loss.remainder_s,
+    );
+    if loss.total_s.0 <= 0.0 {
+        return format!("{factors}; communication costs nothing that stands out of the noise.");
+    }
+    format!(
+        "{factors}; communication costs the rank that arrives last {} of a step of {}: {} exposed, {} in slower forward \
+         and backward passes, {} unexplained.",
+        loss.total_s, point.step_s, loss.exposed_s, loss.slowdown_s, loss.remainder_s,
     )
 }
 

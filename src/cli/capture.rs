@@ -1,8 +1,10 @@
 //! `rigscale capture`: writes down what the machine answers.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
+use serde::Serialize;
 
 use crate::probe::{Live, Recorder, Redactor, probe};
 use crate::record::write_whole;
@@ -24,6 +26,18 @@ pub(super) struct Args {
     no_redact: bool,
 }
 
+#[derive(Serialize)]
+struct Captured {
+    capture: String,
+    answers: usize,
+}
+
+impl fmt::Display for Captured {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{}: {} answers", self.capture, self.answers)
+    }
+}
+
 /// Asks this machine everything and writes the transcript.
 ///
 /// # Errors
@@ -36,6 +50,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
     write_whole(&args.file, transcript.as_bytes())?;
     let answers = transcript.lines().count().saturating_sub(2);
     let names = if args.no_redact { "names and identifiers included" } else { "names and identifiers taken out" };
-    out.remark(format!("{}: {answers} answers, {names}", args.file.display()));
+    out.remark(names);
+    let captured = Captured { capture: args.file.display().to_string(), answers };
+    out.emit(&captured).map_err(|source| ProbeCommandError::Print { source })?;
     Ok(Exit::Pass)
 }

@@ -3,12 +3,13 @@
 use std::fmt;
 
 use clap::Args as ClapArgs;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::model::{MemoryPlan, PRESETS, Shape, preset};
 use crate::units::in_words;
 
+use super::probe::{plain_table, write_table};
 use super::{CliError, Exit, Output};
 
 /// Lists the models that rigscale can train
@@ -70,7 +71,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
 }
 
 fn parse_memory(text: &str) -> Result<(Shape, usize, usize), CliError> {
-    let usage = || CliError::Usage(format!("--memory {text}: give MODEL,BATCH,CONTEXT, as in llama-15m,2,256"));
+    let usage = || {
+        let form = "give MODEL,BATCH,CONTEXT, as in llama-15m,2,256, with numbers from 1 to 1048576";
+        CliError::Usage(format!("--memory {text}: {form}"))
+    };
     let parts: Vec<&str> = text.split(',').collect();
     let [name, batch, context] = parts[..] else { return Err(usage()) };
     let number = |text: &str| text.trim().parse().ok().filter(|number| (1..=1 << 20).contains(number));
@@ -78,36 +82,29 @@ fn parse_memory(text: &str) -> Result<(Shape, usize, usize), CliError> {
     Ok((shape, number(batch).ok_or_else(usage)?, number(context).ok_or_else(usage)?))
 }
 
-fn table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table
-}
-
 impl fmt::Display for Listing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = table();
-        table.set_header(["model", "parameters", "layers", "width", "heads/kv", "ffn", "vocabulary", "for"]);
+        let mut table = plain_table();
+        table.set_header(["model", "parameters", "shape", "heads/kv", "ffn", "vocab", "for"]);
         for model in &self.models {
             let shape = model.shape;
             table.add_row([
                 model.name.to_owned(),
                 in_words(model.parameters),
-                shape.layers.to_string(),
-                shape.width.to_string(),
+                format!("{} × {}", shape.layers, shape.width),
                 format!("{}/{}", shape.heads, shape.kv_heads),
                 shape.ffn.to_string(),
                 shape.vocabulary.to_string(),
                 model.purpose.to_owned(),
             ]);
         }
-        writeln!(out, "{table}")
+        write_table(out, &table)
     }
 }
 
 impl fmt::Display for Memory {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = table();
+        let mut table = plain_table();
         table.set_header(["one rank keeps", "memory"]);
         for part in &self.0.parts {
             table.add_row([part.name.clone(), part.bytes.to_string()]);
@@ -116,6 +113,6 @@ impl fmt::Display for Memory {
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        writeln!(out, "{table}")
+        write_table(out, &table)
     }
 }

@@ -150,15 +150,12 @@ fn parse_field(text: &str) -> Result<Field, String> {
     }
 }
 
-/// `90`, `90s`, `15m` or `2h`.
+/// `90s`, `15m` or `2h`: without a unit nobody knows which was meant.
 fn parse_duration(text: &str) -> Result<Seconds, String> {
-    let (digits, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(digits) => (digits, &text[digits.len()..]),
-        None => (text, "s"),
-    };
-    let factor = match unit {
-        "m" => 60.0,
+    let digits = text.strip_suffix(['s', 'm', 'h']).unwrap_or_default();
+    let factor = match &text[digits.len()..] {
         "h" => 3600.0,
+        "m" => 60.0,
         _ => 1.0,
     };
     match digits.trim().parse::<f64>() {
@@ -174,7 +171,8 @@ mod tests {
     #[test]
     fn durations_and_fields_are_read_as_people_write_them() {
         assert_eq!(parse_duration("15m"), Ok(Seconds(900.0)));
-        assert_eq!(parse_duration("90"), Ok(Seconds(90.0)));
+        assert_eq!(parse_duration("90s"), Ok(Seconds(90.0)));
+        assert!(parse_duration("15").is_err(), "minutes or seconds?");
         assert_eq!(parse_duration("1.5h"), Ok(Seconds(5400.0)));
         assert!(parse_duration("m").is_err() && parse_duration("-3s").is_err() && parse_duration("99h").is_err());
         assert!(parse_duration("5µ").is_err());

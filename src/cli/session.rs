@@ -1,11 +1,12 @@
 //! What every command that trains needs first: the machine look, a run folder, shares of the machine.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::launch::{Fit, Launcher, cpu_shares};
-use crate::record::{Device, RunFolder};
+use crate::record::{DataSource, Device, RunFolder};
 use crate::topology::Topology;
 
 use super::look::Look;
@@ -36,7 +37,10 @@ impl Session {
     /// # Errors
     /// The device cannot be trained on, the folder not written, or the machine not look.
     pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
-        workload.config()?;
+        let config = workload.config()?;
+        if let DataSource::File { path, .. } = &config.data {
+            File::open(path).map_err(|error| CliError::Usage(format!("--data {path}: {error}")))?;
+        }
         out.remark("probing the machine");
         let look = Look::live()?;
         let nvidia = look.topology.has_nvidia_gpu();

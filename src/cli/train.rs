@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::launch::{Launched, Wanted, plan};
@@ -12,6 +12,7 @@ use crate::record::{Arm, Finding, Grade, Manifest, Plan, RankFile, RunFolder, Tr
 use crate::stats;
 use crate::units::{Seconds, Tokens, TokensPerSecond};
 
+use super::probe::{plain_table, write_table};
 use super::progress::launch;
 use super::session::{Session, interruptible};
 use super::workload::Workload;
@@ -154,9 +155,8 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
 
 impl fmt::Display for Trained {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["ranks", "step", "rate", "loss, first step", "last step", "weights agree"]);
+        let mut table = plain_table();
+        table.set_header(["ranks", "step", "rate", "first loss", "last loss", "weights agree"]);
         for training in &self.trainings {
             table.add_row([
                 training.world.to_string(),
@@ -172,7 +172,7 @@ impl fmt::Display for Trained {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        writeln!(out, "{table}")?;
+        write_table(out, &table)?;
         writeln!(out, "{}, every step in {}", self.model, self.run)
     }
 }

@@ -25,8 +25,8 @@ const STOP_LIMIT: Seconds = Seconds(1.0);
 /// Process start, model building and teardown of one trial, seen on CPU ranks.
 const TRIAL_OVERHEAD: Seconds = Seconds(0.8);
 
-/// Fewer steps than this in a trial say too little about a rate.
-const STEPS_MIN: usize = 8;
+/// Fewer steps than this in a trial cannot be judged: after heating and warm-up, ten must be left.
+const STEPS_MIN: usize = 16;
 
 /// More steps than this in a trial say nothing new.
 const STEPS_MAX: usize = 10_000;
@@ -169,6 +169,17 @@ fn steps(wanted: &Wanted, trials: usize, step_estimate: Seconds) -> (usize, usiz
     (steps, (steps / 8).clamp(1, 50).min(steps.saturating_sub(1)))
 }
 
+/// How long the launches will take, and whether that is what was wanted.
+fn duration(wanted: &Wanted, config: &TrainConfig, step: Seconds, trials: usize) -> String {
+    let planned = Seconds((trials as f64 * (TRIAL_OVERHEAD.0 + config.steps as f64 * step.0)).round());
+    let beyond = if wanted.config.steps == 0 && planned.0 > wanted.budget.0 * 1.05 {
+        format!(", more than the budget of {}: fewer than {STEPS_MIN} steps cannot be judged", wanted.budget)
+    } else {
+        String::new()
+    };
+    format!("{trials} trials of {} steps, about {planned}{beyond}", config.steps)
+}
+
 /// Limits of the calibration, when nothing is known but the work of a step: a core that does less than a billion
 /// operations a second counts as stuck.
 pub(super) fn calibration_limits(plan: &Plan, steps: usize) -> Limits {
@@ -192,15 +203,18 @@ fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, tr
     let flops = config.shape.flops_per_token(config.context) * tokens as f64;
     let mut why = vec![
         format!(
-            "{} with {} sequences of {} tokens per rank: {:.1} GFLOP of work and {bytes} of gradients a step, {:.0} FLOP per byte exchanged",
+            "{} with {} of {} tokens per rank: {:.1} GFLOP of work and {bytes} of gradients a step, {:.0} FLOP per byte exchanged",
             config.model,
-            config.batch * config.accumulate,
+            match config.batch * config.accumulate {
+                1 => "1 sequence".to_owned(),
+                sequences => format!("{sequences} sequences"),
+            },
             config.context,
             flops / 1e9,
             flops / bytes.0 as f64,
         ),
         format!("one step took {step} before the plan was fixed, with all ranks at work and no exchange"),
-        format!("{trials} trials of {} steps, planned for {}", config.steps, wanted.budget),
+        duration(wanted, config, step, trials),
     ];
     if wanted.device == Device::Cpu {
         why.push(format!(

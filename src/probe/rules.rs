@@ -157,7 +157,7 @@ pub const RULES: &[Rule] = &[
         severity: Severity::Note,
         question: "Does the machine run on bare metal?",
         remedy: "Qualify on the host: inside a virtual machine the PCIe tree, NUMA nodes and isolation are what the \
-                 hypervisor shows.",
+                 hypervisor shows, and link widths and speeds are not judged.",
         check: host::virtual_machine,
     },
 ];

@@ -178,8 +178,11 @@ pub(super) fn count(of: usize) -> String {
     if of < 100 { of.to_string() } else { grouped(of as f64) }
 }
 
-/// `0.940 to 0.962`.
+/// `0.940 to 0.962`; one launch alone has no scatter and so no interval.
 pub(super) fn interval(interval: Interval) -> String {
+    if !interval.is_known() {
+        return "one launch".into();
+    }
     format!("{} to {}", ratio(interval.low), ratio(interval.high))
 }
 
@@ -196,10 +199,13 @@ pub(super) fn grade(grade: Grade) -> (&'static str, &'static str) {
     }
 }
 
-/// The headline without the title that stands above it.
+/// The headline without the title and the outcome that stand above it.
 pub(super) fn headline(run: &Analysis) -> &str {
     let whole = run.verdict.headline.as_str();
-    whole.strip_prefix(grade(run.grade).0).and_then(|rest| rest.strip_prefix("; ")).unwrap_or(whole)
+    let own = whole.strip_prefix(grade(run.grade).0).and_then(|rest| rest.strip_prefix("; ")).unwrap_or(whole);
+    let word = OutcomeText::of(run.verdict.outcome).word;
+    let (start, rest) = own.split_at_checked(word.len()).unwrap_or(("", own));
+    if start.eq_ignore_ascii_case(word) { rest.strip_prefix(": ").unwrap_or(own) } else { own }
 }
 
 impl Page {
@@ -250,7 +256,9 @@ fn unit(device: Device) -> &'static str {
 /// What would settle an inconclusive verdict.
 pub(super) fn launches_needed(launches: u32) -> String {
     let plural = if launches == 1 { "launch" } else { "launches" };
-    format!("About {launches} more {plural} of each arm would settle it at the scatter seen.")
+    format!(
+        "At the scatter seen, {launches} more {plural} of each arm would settle it: run again with a larger --launches."
+    )
 }
 
 /// How many findings of each severity there are, in words.

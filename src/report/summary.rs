@@ -95,7 +95,7 @@ impl Summary<'_> {
         }
         for column in table.column_iter_mut() {
             column.set_cell_alignment(CellAlignment::Right);
-            column.set_padding((0, 2));
+            column.set_padding((0, 1));
         }
         for line in table.lines() {
             writeln!(out, "{}", line.trim_end())?;
@@ -145,5 +145,9 @@ fn paragraph_of(out: &mut fmt::Formatter<'_>, label: &str, text: &str, chars: us
 
 /// Says how many entries of a list were left out.
 fn more(out: &mut fmt::Formatter<'_>, all: usize, shown: usize, what: &str) -> fmt::Result {
-    if shown < all { writeln!(out, "  … {} more {what}", all - shown) } else { Ok(()) }
+    match all.saturating_sub(shown) {
+        0 => Ok(()),
+        1 => writeln!(out, "  … 1 more of the {what}"),
+        left => writeln!(out, "  … {left} more of the {what}"),
+    }
 }

@@ -23,6 +23,16 @@ fn join(readings: &[&Reading<String>]) -> String {
     }
 }
 
+/// A kernel command line without the parameters whose values were taken out.
+fn told(command_line: &str) -> String {
+    let (redacted, told): (Vec<&str>, Vec<&str>) =
+        command_line.split_whitespace().partition(|parameter| parameter.ends_with("=redacted"));
+    match redacted.len() {
+        0 => told.join(" "),
+        count => format!("{} (and {count} redacted)", told.join(" ")),
+    }
+}
+
 impl Topology {
     /// Label and text of each line of the sheet, in reading order. A fact that is missing says why.
     #[must_use]
@@ -36,7 +46,7 @@ impl Topology {
             ("Memory", self.memory_line()),
             ("OS", say(&system.os)),
             ("Kernel", say(&system.kernel)),
-            ("Command line", say(&system.command_line)),
+            ("Command line", say(&system.command_line.as_deref().map(told).map_err(Clone::clone))),
             ("Virtual machine", say(&system.virtual_machine.as_ref().map(yes).map_err(Clone::clone))),
             ("Container", say(&container.kind)),
             ("/dev/shm", say(&container.shm_bytes)),

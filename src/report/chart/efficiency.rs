@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::record::{Analysis, Point};
+use crate::record::{Analysis, Interval, Point};
 
 use super::axis::{Scale, ticks};
 use super::scene::{Align, EDGE, Face, Ink, SERIES, Scene};
@@ -80,11 +80,19 @@ fn legend(scene: &mut Scene, top: f64, shown: &[&Analysis]) -> f64 {
 
 /// From below everything drawn to above it, always with the target and 1 inside.
 fn range(target: f64, shown: &[&Analysis]) -> (f64, f64) {
-    let intervals = || shown.iter().flat_map(|run| &run.points).map(|point| point.efficiency);
-    let low = intervals().map(|interval| interval.low.min(interval.estimate)).fold(target.min(1.0), f64::min);
-    let high = intervals().map(|interval| interval.high.max(interval.estimate)).fold(target.max(1.0), f64::max);
+    let ends = || shown.iter().flat_map(|run| &run.points).flat_map(|point| ends(point.efficiency));
+    let low = ends().fold(target.min(1.0), f64::min);
+    let high = ends().fold(target.max(1.0), f64::max);
     let span = (high - low).max(0.12);
     (((low - span * 0.12) * 20.0).floor() / 20.0, high + span * 0.08)
+}
+
+/// What is drawn of an interval: its ends and its estimate, or the estimate alone where one launch gives no interval.
+fn ends(interval: Interval) -> [f64; 3] {
+    match interval.is_known() {
+        true => [interval.low, interval.estimate, interval.high],
+        false => [interval.estimate; 3],
+    }
 }
 
 fn grid(scene: &mut Scene, frame: &Frame, (low, high): (f64, f64), target: f64) {
@@ -110,7 +118,7 @@ fn series(scene: &mut Scene, frame: &Frame, points: &[Point], ink: Ink, dodge: f
     }
     for point in points {
         let (x, y) = at(point);
-        let (low, high) = (frame.y.at(point.efficiency.low), frame.y.at(point.efficiency.high));
+        let [low, _, high] = ends(point.efficiency).map(|value| frame.y.at(value));
         scene.line((x, low), (x, high), 1.5, ink);
         scene.line((x - CAP, low), (x + CAP, low), 1.5, ink);
         scene.line((x - CAP, high), (x + CAP, high), 1.5, ink);
