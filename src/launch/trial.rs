@@ -21,6 +21,9 @@ const GATHER: Duration = Duration::from_millis(400);
 /// A launcher that has not looked for so long was stopped or blocked itself.
 const ABSENCE: Duration = Duration::from_secs(1);
 
+/// A rank that has written its end line only has to free its memory and go.
+const TEARDOWN_LIMIT: Seconds = Seconds(10.0);
+
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum TrialEnd {
@@ -119,7 +122,7 @@ impl<'a> Watch<'a> {
 
     /// Every rank has written its end line: what is left is that its process ends, and ends well.
     fn end(mut self) -> TrialEnd {
-        self.ranks.finish(self.limits.meet_s);
+        self.ranks.finish(TEARDOWN_LIMIT);
         let bad = (0..self.seen.len()).find_map(|rank| {
             let status = self.ranks.status(rank);
             (!status.is_some_and(|status| status.success())).then_some(Trouble::Exited { rank, status })
