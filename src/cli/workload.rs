@@ -29,7 +29,7 @@ pub(super) struct Workload {
     pub(super) batch: u32,
 
     /// Tokens per sequence
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=131_072))]
     pub(super) context: u32,
 
     /// Micro-steps per optimizer step; 1 is the canonical case

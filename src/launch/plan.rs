@@ -26,7 +26,7 @@ const STOP_LIMIT: Seconds = Seconds(1.0);
 const TRIAL_OVERHEAD: Seconds = Seconds(0.8);
 
 /// Fewer steps than this in a trial cannot be judged: after heating and warm-up, ten must be left.
-const STEPS_MIN: usize = 16;
+const STEPS_MIN: usize = 24;
 
 /// More steps than this in a trial say nothing new.
 const STEPS_MAX: usize = 10_000;

@@ -16,7 +16,7 @@ const COLUMNS: u16 = 80;
 /// Longer texts are cut: the page has them whole.
 const CHARS_MAX: usize = 156;
 /// The same for the reasons of the verdict, whose longest sentence is the split of the efficiency.
-const REASON_CHARS_MAX: usize = 250;
+const REASON_CHARS_MAX: usize = 300;
 /// Lists are cut here, and say so.
 const REASONS_MAX: usize = 4;
 const FLAGS_MAX: usize = 3;
