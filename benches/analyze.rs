@@ -62,6 +62,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
             batch: 2,
             context: 256,
             accumulate: 1,
+            recompute: false,
             steps: STEPS,
             precision: Precision::F32,
             data: DataSource::Synthetic,

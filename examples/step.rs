@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         batch: batch.parse()?,
         context: context.parse()?,
         accumulate: 1,
+        recompute: false,
         steps: steps.parse()?,
         precision: Precision::F32,
         data: DataSource::Synthetic,

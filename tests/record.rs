@@ -39,6 +39,7 @@ fn config() -> TrainConfig {
         batch: 2,
         context: 64,
         accumulate: 1,
+        recompute: false,
         steps: 3,
         precision: Precision::F32,
         data: DataSource::Synthetic,

@@ -58,6 +58,7 @@ fn plan() -> Plan {
             batch: 2,
             context: 64,
             accumulate: 1,
+            recompute: false,
             steps: STEPS,
             precision: Precision::F32,
             data: DataSource::Synthetic,

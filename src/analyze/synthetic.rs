@@ -335,6 +335,7 @@ fn config(shape: crate::model::Shape, steps: usize) -> TrainConfig {
         shape,
         batch: 8,
         context: 128,
+        recompute: false,
         accumulate: 1,
         steps,
         precision: Precision::F32,

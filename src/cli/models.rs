@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     match &args.memory {
         Some(text) => {
             let (shape, batch, context) = parse_memory(text)?;
-            out.emit(&Memory(MemoryPlan::on_cpu(&shape, batch, context))).map_err(terminal)?;
+            out.emit(&Memory(MemoryPlan::on_cpu(&shape, batch, context, false))).map_err(terminal)?;
         }
         None => {
             let models = PRESETS

@@ -36,6 +36,11 @@ pub(super) struct Workload {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub(super) accumulate: u32,
 
+    /// Compute each block again in the backward pass instead of keeping what it saved: less memory, a third more
+    /// arithmetic
+    #[arg(long)]
+    pub(super) recompute: bool,
+
     /// Optimizer steps of each trial; chosen to fit the time budget if not given
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub(super) steps: Option<u32>,
@@ -112,6 +117,7 @@ impl Workload {
             batch: self.batch as usize,
             context: self.context as usize,
             accumulate: self.accumulate as usize,
+            recompute: self.recompute,
             steps: self.steps.unwrap_or(0) as usize,
             precision: Precision::F32,
             data,

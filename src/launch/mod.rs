@@ -13,6 +13,6 @@ mod trial;
 
 pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
-pub use plan::{Wanted, bucket_layout, extended, plan};
+pub use plan::{Wanted, extended, plan};
 pub use rank::rank_main;
 pub use shares::{Fit, cpu_shares, shares_of};

@@ -4,7 +4,6 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::BucketLayout;
 use crate::record::{Arm, Device, Field, Grade, Limits, Plan, SCHEMA, TrainConfig, Trial};
 use crate::units::{Bytes, Seconds, Tokens};
 
@@ -64,10 +63,10 @@ pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Times
     let trials = trials(wanted, fit, 1..=wanted.launches);
     let (steps, heating_steps) = steps(wanted, trials.len(), step_estimate);
     let config = TrainConfig { steps, ..wanted.config.clone() };
-    let layout = bucket_layout(&config);
+    let layout = config.bucket_layout();
     let tokens = Tokens((config.batch * config.context * config.accumulate) as u64);
     let flops_per_step = config.shape.flops_per_token(config.context) * tokens.0 as f64;
-    let gradient_bytes = Bytes(layout.elements() as u64 * 4);
+    let gradient_bytes = Bytes(layout.elements() as u64 * config.precision.element_bytes().0);
     let why = sentences(wanted, &config, fit, step_estimate, trials.len());
     Plan {
         schema: SCHEMA,
@@ -106,12 +105,6 @@ pub fn extended(plan: &Plan) -> Plan {
     let launches = plan.launches + 1..=plan.launches + plan.extension;
     longer.trials.extend(ordered_trials(&arms, &fit, launches, plan.order_seed));
     longer
-}
-
-/// Where each gradient lies under this configuration.
-#[must_use]
-pub fn bucket_layout(config: &TrainConfig) -> BucketLayout {
-    BucketLayout::new(&config.shape.parameters(), config.first_bucket_bytes, config.bucket_bytes, Bytes(4))
 }
 
 fn trials(wanted: &Wanted, fit: &Fit, launches: std::ops::RangeInclusive<u32>) -> Vec<Trial> {
@@ -197,9 +190,9 @@ pub(super) fn limits(step_estimate: Seconds, steps: usize) -> Limits {
 
 fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, trials: usize) -> Vec<String> {
     let cores = fit.shares.first().map_or(0, |share| share.cpus.len());
-    let layout = bucket_layout(config);
+    let layout = config.bucket_layout();
     let tokens = config.batch * config.context * config.accumulate;
-    let bytes = Bytes(layout.elements() as u64 * 4);
+    let bytes = Bytes(layout.elements() as u64 * config.precision.element_bytes().0);
     let flops = config.shape.flops_per_token(config.context) * tokens as f64;
     let mut why = vec![
         format!(
@@ -242,6 +235,7 @@ mod tests {
                 shape: preset("llama-tiny").unwrap().shape,
                 batch: 2,
                 context: 64,
+                recompute: false,
                 accumulate: 1,
                 steps: 0,
                 precision: Precision::F32,

@@ -38,18 +38,20 @@ impl MemoryPlan {
     /// What the CPU device holds in f32 for `batch` sequences of `context` tokens: weights, gradients and two
     /// moments of every parameter, and the activations that the backward pass reads again.
     #[must_use]
-    pub fn on_cpu(shape: &Shape, batch: usize, context: usize) -> Self {
+    pub fn on_cpu(shape: &Shape, batch: usize, context: usize, recompute: bool) -> Self {
         let element = 4_u64;
         let weights = shape.parameter_count() * element;
         let rows = (batch * context) as u64;
-        // per token and block: both norms' inputs and outputs, queries, keys and values, attention's result, gate and
-        // up, their product, and a scalar for each norm and each head
-        let (heads, qkv, ffn) = (shape.heads * shape.head_size(), shape.qkv_rows(), 3 * shape.ffn);
-        let block = 4 * shape.width + qkv + heads + ffn + shape.heads + 2;
-        let activations = rows * (shape.layers * block + 2 * shape.width) as u64 * element;
-        // one block at a time: what it adds, and the gradients of all of the above
-        let work = rows * (3 * shape.width + 2 * qkv + heads + ffn) as u64 * element;
-        let logits = rows * shape.vocabulary as u64 * element;
+        let (heads, qkv) = (shape.heads * shape.head_size(), shape.qkv_rows());
+        // per token and block: both norms' results, the stream between them, queries, keys and values, attention's
+        // result, gate and up, and a scalar for each norm and each head
+        let block = 3 * shape.width + qkv + heads + 2 * shape.ffn + shape.heads + 2;
+        let kept = if recompute { 1 } else { shape.layers };
+        let streams = (shape.layers + 1) * shape.width + shape.width + 1;
+        let activations = rows * (kept * block + streams) as u64 * element;
+        // one block at a time: what it adds, and the gradients of the stream and of all that is not its own place
+        let work = rows * (2 * shape.width + qkv + heads + shape.ffn) as u64 * element;
+        let logits = rows * (shape.vocabulary + 1) as u64 * element;
         Self::of(&[
             ("weights", weights),
             ("gradients", weights),

@@ -10,6 +10,8 @@ pub use bucket::{BucketLayout, BucketPlan, Place};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use preset::{PRESETS, Preset, UnknownModel, preset};
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +65,23 @@ pub enum Role {
     FinalNorm,
     /// Output head `[V, W]`, not tied to the embedding.
     Head,
+}
+
+/// The name of a weight in a checkpoint: `blocks.3.qkv.weight`.
+impl fmt::Display for Role {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedding => out.write_str("embed.weight"),
+            Self::AttentionNorm(block) => write!(out, "blocks.{block}.norm1"),
+            Self::Qkv(block) => write!(out, "blocks.{block}.qkv.weight"),
+            Self::Out(block) => write!(out, "blocks.{block}.out.weight"),
+            Self::FfnNorm(block) => write!(out, "blocks.{block}.norm2"),
+            Self::GateUp(block) => write!(out, "blocks.{block}.gate_up.weight"),
+            Self::Down(block) => write!(out, "blocks.{block}.down.weight"),
+            Self::FinalNorm => out.write_str("norm"),
+            Self::Head => out.write_str("head.weight"),
+        }
+    }
 }
 
 impl Parameter {

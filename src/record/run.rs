@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Shape;
+use crate::model::{BucketLayout, Shape};
 use crate::units::{Bytes, Seconds, Tokens};
 
 /// One line: first the head, then steps and bucket events in order, last the end.
@@ -123,6 +123,9 @@ pub struct TrainConfig {
     pub context: usize,
     /// Micro-steps per optimizer step.
     pub accumulate: usize,
+    /// Whether the backward pass computes each block again instead of keeping what it saved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// Optimizer steps of each rank, warm-up included.
     pub steps: usize,
     /// Arithmetic of weights, activations and gradients.
@@ -146,6 +149,15 @@ pub struct TrainConfig {
     pub bucket_events_every: usize,
 }
 
+impl TrainConfig {
+    /// Where each gradient lies.
+    #[must_use]
+    pub fn bucket_layout(&self) -> BucketLayout {
+        let element = self.precision.element_bytes();
+        BucketLayout::new(&self.shape.parameters(), self.first_bucket_bytes, self.bucket_bytes, element)
+    }
+}
+
 /// The precision policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -154,6 +166,17 @@ pub enum Precision {
     F32,
     /// bf16 weights, activations and gradients; f32 master weights and moments.
     Bf16,
+}
+
+impl Precision {
+    /// Size of a weight, an activation or a gradient.
+    #[must_use]
+    pub fn element_bytes(self) -> Bytes {
+        match self {
+            Self::F32 => Bytes(4),
+            Self::Bf16 => Bytes(2),
+        }
+    }
 }
 
 /// Where tokens come from.

@@ -1,15 +1,15 @@
 //! Weights and gradients, a flat buffer for each bucket.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::Clock;
 use crate::model::{BucketLayout, Parameter, Place, Role};
 use crate::record::TrainConfig;
-use crate::units::Bytes;
 
 use super::error::ExchangeError;
-use super::ops::{Ops, Write};
+use super::ops::{Kind, Ops, Stretch, Write};
 use super::reducer::{Moments, Reducer};
 
 /// Every parameter and its place in the buckets.
@@ -23,11 +23,11 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places under `config`, elements of f32.
+    /// The places under `config`.
     #[must_use]
     pub fn of(config: &TrainConfig) -> Self {
         let parameters = config.shape.parameters();
-        let layout = BucketLayout::new(&parameters, config.first_bucket_bytes, config.bucket_bytes, Bytes(4));
+        let layout = config.bucket_layout();
         let by_role = parameters.iter().enumerate().map(|(index, parameter)| (parameter.role, index)).collect();
         Self { parameters, layout, by_role }
     }
@@ -40,6 +40,21 @@ impl Places {
 
     fn place(&self, role: Role) -> Place {
         self.layout.places[self.by_role[&role]]
+    }
+
+    /// Where a parameter lies in its bucket: the bucket, and the elements.
+    #[must_use]
+    pub fn range(&self, role: Role) -> (usize, Range<usize>) {
+        let Place { bucket, offset, elements } = self.place(role);
+        (bucket, offset..offset + elements)
+    }
+
+    /// The ranges of a bucket that hold gains of norms, ascending.
+    #[must_use]
+    pub fn gains(&self, bucket: usize) -> Vec<Range<usize>> {
+        let plan = &self.layout.buckets[bucket];
+        let gains = plan.parameters.iter().filter(|index| !self.parameters[**index].is_matrix());
+        gains.map(|index| self.range(self.parameters[*index].role).1).collect()
     }
 }
 
@@ -57,7 +72,8 @@ impl<O: Ops> Weights<O> {
     /// # Errors
     /// The device has no memory left.
     pub fn zeros(ops: &mut O, places: &Arc<Places>) -> Result<Self, O::Error> {
-        let buckets = places.lengths().into_iter().map(|len| ops.zeros(len)).collect::<Result<_, _>>()?;
+        let buckets =
+            places.lengths().into_iter().map(|len| ops.zeros(len, Kind::Working)).collect::<Result<_, _>>()?;
         Ok(Self { places: Arc::clone(places), buckets })
     }
 
@@ -70,14 +86,14 @@ impl<O: Ops> Weights<O> {
     /// One parameter, to read.
     #[must_use]
     pub fn view(&self, role: Role) -> O::View<'_> {
-        let place = self.places.place(role);
-        O::view(&self.buckets[place.bucket], place.offset..place.offset + place.elements)
+        let (bucket, range) = self.places.range(role);
+        O::view(&self.buckets[bucket], range)
     }
 
     /// One parameter, to write.
     pub fn view_mut(&mut self, role: Role) -> O::ViewMut<'_> {
-        let place = self.places.place(role);
-        O::view_mut(&mut self.buckets[place.bucket], place.offset..place.offset + place.elements)
+        let (bucket, range) = self.places.range(role);
+        O::view_mut(&mut self.buckets[bucket], range)
     }
 }
 
@@ -138,6 +154,16 @@ impl<O: Ops> Gradients<O> {
         }
     }
 
+    /// Which stretch of the step the backward pass is, where buckets stay: handing one over is no work of the device.
+    #[must_use]
+    pub fn stretch(&self) -> Option<Stretch> {
+        let stretch = match self.pass.write {
+            Write::Overwrite => Stretch::FirstBackward,
+            Write::Accumulate => Stretch::LaterBackward,
+        };
+        self.reducer.is_local().then_some(stretch)
+    }
+
     /// Lets `work` write the gradient of one parameter, once in each micro-step. A bucket that is full then leaves.
     ///
     /// # Errors
@@ -147,16 +173,16 @@ impl<O: Ops> Gradients<O> {
         role: Role,
         work: impl FnOnce(O::ViewMut<'_>, Write) -> Result<(), O::Error>,
     ) -> Result<(), O::Error> {
-        let place = self.places.place(role);
-        let slot = &mut self.buckets[place.bucket];
+        let (index, range) = self.places.range(role);
+        let slot = &mut self.buckets[index];
         let bucket = slot.as_mut().expect("a bucket was handed over before its last gradient was written");
-        work(O::view_mut(bucket, place.offset..place.offset + place.elements), self.pass.write)?;
-        self.missing[place.bucket] -= 1;
-        if self.missing[place.bucket] == 0
+        work(O::view_mut(bucket, range), self.pass.write)?;
+        self.missing[index] -= 1;
+        if self.missing[index] == 0
             && self.pass.last
             && let Some(bucket) = slot.take()
         {
-            self.reducer.launch(place.bucket, bucket, &self.clock);
+            self.reducer.launch(index, bucket, &self.clock);
         }
         Ok(())
     }
@@ -181,5 +207,12 @@ impl<O: Ops> Gradients<O> {
     #[must_use]
     pub fn bucket(&self, index: usize) -> &O::Buf {
         self.buckets[index].as_ref().expect("gradients are read only after all buckets are back")
+    }
+
+    /// The gradient of one parameter, after [`Gradients::finish`].
+    #[must_use]
+    pub fn view(&self, role: Role) -> O::View<'_> {
+        let (bucket, range) = self.places.range(role);
+        O::view(self.bucket(bucket), range)
     }
 }

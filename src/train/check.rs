@@ -102,7 +102,7 @@ fn shape(config: &TrainConfig) -> Result<(), TrainError> {
 }
 
 fn fits(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
-    let needed = MemoryPlan::on_cpu(&config.shape, config.batch, config.context).total_bytes;
+    let needed = MemoryPlan::on_cpu(&config.shape, config.batch, config.context, config.recompute).total_bytes;
     let available = Bytes(memory.0 / share.world.max(1) as u64);
     if needed <= available {
         return Ok(());
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_training_larger_than_its_part_of_memory_is_refused() {
-        let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13).total_bytes;
+        let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13, false).total_bytes;
         check(&tiny(), ALONE, needed).unwrap();
         let error = check(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
         assert!(error.to_string().contains("--batch 2 with --context 13 needs"), "{error}");

@@ -6,7 +6,7 @@ use crate::model::{Role, Shape};
 
 use super::buckets::{Gradients, Places, Weights};
 use super::data::Batch;
-use super::ops::{Gated, Heads, Linear, Logits, Lookup, Norm, Ops, Sequences, Write};
+use super::ops::{Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Sequences, Stretch, Write};
 use super::seed::{Purpose, generator, normal};
 
 /// Base of the rotary frequencies (Su et al., 2021).
@@ -23,15 +23,24 @@ pub struct Decoder<O: Ops> {
     pub weights: Weights<O>,
     /// `turns[T, D]`: cosines and sines of the rotary angles.
     turns: O::Buf,
-    inputs: O::Ids,
-    targets: O::Ids,
-    blocks: Vec<Block<O>>,
-    last: NormState<O>,
-    /// `logits[N, V]`; after the forward pass their gradient.
+    tokens: O::Tokens,
+    saved: Saved<O>,
+    /// `logits[N, V]`; after the forward pass their gradient, after the head's backward pass what [`Work`] places there.
     logits: O::Buf,
     /// `losses[N]`
     losses: O::Buf,
     work: Work<O>,
+}
+
+/// What the forward pass keeps for the backward pass. Where blocks are recomputed, one entry and one block serve all.
+#[derive(Debug)]
+struct Saved<O: Ops> {
+    /// `x[N, W]`: the residual stream into each block, and into the last norm.
+    streams: Vec<O::Buf>,
+    /// The norm before attention of each block.
+    entries: Vec<NormState<O>>,
+    blocks: Vec<Block<O>>,
+    last: NormState<O>,
 }
 
 /// The sizes of every operation.
@@ -72,11 +81,9 @@ impl Dims {
     }
 }
 
-/// A norm and the residual stream that enters it.
+/// What a norm gives.
 #[derive(Debug)]
 struct NormState<O: Ops> {
-    /// `x[N, W]`
-    x: O::Buf,
     /// `h[N, W]`
     h: O::Buf,
     /// `rstd[N]`
@@ -85,97 +92,98 @@ struct NormState<O: Ops> {
 
 impl<O: Ops> NormState<O> {
     fn zeros(ops: &mut O, dims: Norm) -> Result<Self, O::Error> {
-        let stream = dims.rows * dims.width;
-        Ok(Self { x: ops.zeros(stream)?, h: ops.zeros(stream)?, rstd: ops.zeros(dims.rows)? })
+        let h = ops.zeros(dims.rows * dims.width, Kind::Working)?;
+        Ok(Self { h, rstd: ops.zeros(dims.rows, Kind::Exact)? })
     }
 }
 
 /// What one block keeps for its backward pass.
 #[derive(Debug)]
 struct Block<O: Ops> {
-    attention_norm: NormState<O>,
-    /// `q[B, H, T, D]`, turned
-    q: O::Buf,
-    /// `k[B, K, T, D]`, turned
-    k: O::Buf,
-    /// `v[B, K, T, D]`
-    v: O::Buf,
+    /// `qkv[N, (H + 2K)·D]`, turned, in the order of the device's attention
+    qkv: O::Buf,
     /// `att[N, H·D]`
     att: O::Buf,
-    /// `lse[B, T, H]`
+    /// One number for each query and head.
     lse: O::Buf,
+    /// `x[N, W]`: the residual stream between attention and the feed-forward network.
+    middle: O::Buf,
+    /// The norm before the feed-forward network.
     ffn_norm: NormState<O>,
-    /// `gate_up[N, 2F]`
+    /// `gate_up[N, 2F]`; after its backward pass their gradient.
     gate_up: O::Buf,
-    /// `act[N, F]`
-    act: O::Buf,
 }
 
 impl<O: Ops> Block<O> {
     fn zeros(ops: &mut O, dims: &Dims) -> Result<Self, O::Error> {
-        let Dims { heads, gated, .. } = dims;
+        let Dims { heads, gated, norm, .. } = dims;
         let rows = heads.tokens.rows();
         Ok(Self {
-            attention_norm: NormState::zeros(ops, dims.norm)?,
-            q: ops.zeros(rows * heads.width())?,
-            k: ops.zeros(rows * heads.kv_heads * heads.head_size)?,
-            v: ops.zeros(rows * heads.kv_heads * heads.head_size)?,
-            att: ops.zeros(rows * heads.width())?,
-            lse: ops.zeros(rows * heads.heads)?,
-            ffn_norm: NormState::zeros(ops, dims.norm)?,
-            gate_up: ops.zeros(rows * 2 * gated.ffn)?,
-            act: ops.zeros(rows * gated.ffn)?,
+            qkv: ops.zeros(rows * heads.packed_width(), Kind::Working)?,
+            att: ops.zeros(rows * heads.width(), Kind::Working)?,
+            lse: ops.zeros(rows * heads.heads, Kind::Exact)?,
+            middle: ops.zeros(rows * norm.width, Kind::Working)?,
+            ffn_norm: NormState::zeros(ops, *norm)?,
+            gate_up: ops.zeros(rows * 2 * gated.ffn, Kind::Working)?,
         })
+    }
+}
+
+impl<O: Ops> Saved<O> {
+    fn zeros(ops: &mut O, dims: &Dims, recompute: bool) -> Result<Self, O::Error> {
+        let layers = dims.shape.layers;
+        let kept = if recompute { 1 } else { layers };
+        let stream = dims.norm.rows * dims.norm.width;
+        Ok(Self {
+            streams: (0..=layers).map(|_| ops.zeros(stream, Kind::Working)).collect::<Result<_, _>>()?,
+            entries: (0..kept).map(|_| NormState::zeros(ops, dims.norm)).collect::<Result<_, _>>()?,
+            blocks: (0..kept).map(|_| Block::zeros(ops, dims)).collect::<Result<_, _>>()?,
+            last: NormState::zeros(ops, dims.norm)?,
+        })
+    }
+
+    /// Where block `layer` keeps what it saves.
+    fn place(&self, layer: usize) -> usize {
+        layer.min(self.blocks.len() - 1)
+    }
+
+    /// True where what a block saved is lost by the time of its backward pass.
+    fn recomputes(&self, layer: usize) -> bool {
+        self.blocks.len() == 1 && layer + 1 < self.streams.len() - 1
     }
 }
 
 /// Memory that all blocks share, one after another.
 #[derive(Debug)]
 struct Work<O: Ops> {
-    /// `branch[N, W]`: what a block adds to the residual stream.
+    /// `branch[N, W]`: what a block adds to the residual stream; later the gradient of a norm's result.
     branch: O::Buf,
-    /// `qkv[N, (H + 2K)·D]`, and its gradient.
-    qkv: O::Buf,
     /// `dx[N, W]`: gradient of the residual stream.
     dx: O::Buf,
-    /// `dh[N, W]`: gradient of a norm's result.
-    dh: O::Buf,
     /// `datt[N, H·D]`
     datt: O::Buf,
-    /// `dq[B, H, T, D]`
-    dq: O::Buf,
-    /// `dk[B, K, T, D]`
-    dk: O::Buf,
-    /// `dv[B, K, T, D]`
-    dv: O::Buf,
-    /// `dgate_up[N, 2F]`
-    dgate_up: O::Buf,
-    /// `dact[N, F]`
-    dact: O::Buf,
+    /// `dqkv[N, (H + 2K)·D]`
+    dqkv: O::Buf,
+    /// `act[N, F]`; in the backward pass first its gradient.
+    act: O::Buf,
 }
 
 impl<O: Ops> Work<O> {
-    fn zeros(ops: &mut O, dims: &Dims) -> Result<Self, O::Error> {
+    /// All but `branch` are used only before the logits are there or after their gradient was.
+    fn zeros(ops: &mut O, dims: &Dims, logits: &O::Buf) -> Result<Self, O::Error> {
         let Dims { norm, heads, gated, .. } = dims;
-        let rows = norm.rows;
-        Ok(Self {
-            branch: ops.zeros(rows * norm.width)?,
-            qkv: ops.zeros(rows * heads.packed_width())?,
-            dx: ops.zeros(rows * norm.width)?,
-            dh: ops.zeros(rows * norm.width)?,
-            datt: ops.zeros(rows * heads.width())?,
-            dq: ops.zeros(rows * heads.width())?,
-            dk: ops.zeros(rows * heads.kv_heads * heads.head_size)?,
-            dv: ops.zeros(rows * heads.kv_heads * heads.head_size)?,
-            dgate_up: ops.zeros(rows * 2 * gated.ffn)?,
-            dact: ops.zeros(rows * gated.ffn)?,
-        })
+        let lens = [norm.width, heads.width(), heads.packed_width(), gated.ffn].map(|width| norm.rows * width);
+        let mut shared = ops.sharing(logits, &lens)?.into_iter();
+        let mut next = || shared.next().expect("a buffer for each length");
+        let (dx, datt, dqkv, act) = (next(), next(), next(), next());
+        Ok(Self { branch: ops.zeros(norm.rows * norm.width, Kind::Working)?, dx, datt, dqkv, act })
     }
 }
 
 impl<O: Ops> Decoder<O> {
     /// A decoder with initial weights: norms 1, matrices normal with deviation 0.02, the same for the same seed on
-    /// every rank and with every bucket size.
+    /// every rank and with every bucket size. With `recompute` the backward pass computes each block again instead of
+    /// keeping what it saved.
     ///
     /// # Errors
     /// The device has no memory left.
@@ -185,6 +193,7 @@ impl<O: Ops> Decoder<O> {
         tokens: Sequences,
         places: &Arc<Places>,
         seed: u64,
+        recompute: bool,
     ) -> Result<Self, O::Error> {
         let dims = Dims::of(shape, tokens);
         let mut weights = Weights::zeros(ops, places)?;
@@ -196,47 +205,55 @@ impl<O: Ops> Decoder<O> {
             ops.upload(weights.view_mut(parameter.role), &host)?;
         }
         let angles = turns(tokens.context, dims.heads.head_size);
-        let mut turns = ops.zeros(angles.len())?;
+        let mut turns = ops.zeros(angles.len(), Kind::Exact)?;
         ops.upload(O::view_mut(&mut turns, 0..angles.len()), &angles)?;
+        let logits = ops.zeros(tokens.rows() * shape.vocabulary, Kind::Working)?;
         Ok(Self {
             dims,
             weights,
             turns,
-            inputs: ops.ids(tokens.rows())?,
-            targets: ops.ids(tokens.rows())?,
-            blocks: (0..shape.layers).map(|_| Block::zeros(ops, &dims)).collect::<Result<_, _>>()?,
-            last: NormState::zeros(ops, dims.norm)?,
-            logits: ops.zeros(tokens.rows() * shape.vocabulary)?,
-            losses: ops.zeros(tokens.rows())?,
-            work: Work::zeros(ops, &dims)?,
+            tokens: ops.tokens(dims.lookup)?,
+            saved: Saved::zeros(ops, &dims, recompute)?,
+            losses: ops.zeros(tokens.rows(), Kind::Exact)?,
+            work: Work::zeros(ops, &dims, &logits)?,
+            logits,
         })
     }
 
-    /// The mean loss of the batch in nats per token; keeps what the backward pass needs.
+    /// The forward pass on a batch: adds `weight` times its mean loss, in nats per token, to the totals of the step, and
+    /// keeps what the backward pass needs.
     ///
     /// # Errors
     /// The device failed.
-    pub fn forward(&mut self, ops: &mut O, batch: &Batch) -> Result<f64, O::Error> {
-        ops.upload_ids(&mut self.inputs, &batch.inputs)?;
-        ops.upload_ids(&mut self.targets, &batch.targets)?;
-        let Self { dims, weights, work, blocks, last, .. } = self;
-        let first = &mut blocks[0].attention_norm;
-        ops.embed(dims.lookup, &mut first.x, weights.view(Role::Embedding), &self.inputs)?;
-        ops.norm(dims.norm, &mut first.h, &mut first.rstd, &first.x, weights.view(Role::AttentionNorm(0)))?;
-        for layer in 0..dims.shape.layers {
-            let (done, following) = blocks.split_at_mut(layer + 1);
-            let block = &mut done[layer];
-            block.forward(ops, dims, weights, work, &self.turns, layer)?;
-            let (next, gain) = match following.first_mut() {
-                Some(next) => (&mut next.attention_norm, Role::AttentionNorm(layer + 1)),
-                None => (&mut *last, Role::FinalNorm),
+    pub fn forward(&mut self, ops: &mut O, batch: &Batch, weight: f64) -> Result<(), O::Error> {
+        ops.upload_tokens(&mut self.tokens, &batch.inputs, &batch.targets)?;
+        ops.stretch(Stretch::Forward, |ops| self.run_forward(ops, weight))
+    }
+
+    fn run_forward(&mut self, ops: &mut O, weight: f64) -> Result<(), O::Error> {
+        let Self { dims, weights, work, saved, turns, tokens, .. } = self;
+        let layers = dims.shape.layers;
+        ops.embed(dims.lookup, &mut saved.streams[0], weights.view(Role::Embedding), tokens)?;
+        let first = &mut saved.entries[0];
+        ops.norm(dims.norm, &mut first.h, &mut first.rstd, &saved.streams[0], weights.view(Role::AttentionNorm(0)))?;
+        for layer in 0..layers {
+            let (here, next) = (saved.place(layer), saved.place(layer + 1));
+            let Saved { streams, entries, blocks, last } = saved;
+            let block = &mut blocks[here];
+            block.forward(ops, dims, weights, work, (&streams[layer], &entries[here].h), turns, layer)?;
+            ops.swiglu(dims.gated, &mut work.act, &block.gate_up)?;
+            ops.linear(dims.down, &mut work.branch, &work.act, weights.view(Role::Down(layer)))?;
+            let (NormState { h, rstd }, gain) = if layer + 1 < layers {
+                (&mut entries[next], Role::AttentionNorm(layer + 1))
+            } else {
+                (last, Role::FinalNorm)
             };
-            let NormState { x, h, rstd } = next;
-            ops.add_norm(dims.norm, x, h, rstd, &block.ffn_norm.x, &work.branch, weights.view(gain))?;
+            let x = &mut streams[layer + 1];
+            ops.add_norm(dims.norm, x, h, rstd, &block.middle, &work.branch, weights.view(gain))?;
         }
-        ops.linear(dims.head, &mut self.logits, &last.h, weights.view(Role::Head))?;
-        ops.cross_entropy(dims.logits, &mut self.losses, &mut self.logits, &self.targets)?;
-        ops.mean(&self.losses)
+        ops.linear(dims.head, &mut self.logits, &saved.last.h, weights.view(Role::Head))?;
+        ops.cross_entropy(dims.logits, &mut self.losses, &mut self.logits, tokens)?;
+        ops.add_loss(&self.losses, weight)
     }
 
     /// The gradients of the mean loss, last layer first, after [`Decoder::forward`].
@@ -244,44 +261,99 @@ impl<O: Ops> Decoder<O> {
     /// # Errors
     /// The device failed.
     pub fn backward(&mut self, ops: &mut O, gradients: &mut Gradients<O>) -> Result<(), O::Error> {
-        let Self { dims, weights, work, blocks, last, .. } = self;
-        gradients
-            .write(Role::Head, |dw, write| ops.linear_backward_weight(dims.head, dw, write, &self.logits, &last.h))?;
-        ops.linear_backward_input(dims.head, &mut work.dh, &self.logits, weights.view(Role::Head))?;
+        match gradients.stretch() {
+            Some(stretch) => ops.stretch(stretch, |ops| self.run_backward(ops, gradients)),
+            None => self.run_backward(ops, gradients),
+        }
+    }
+
+    fn run_backward(&mut self, ops: &mut O, gradients: &mut Gradients<O>) -> Result<(), O::Error> {
+        let Self { dims, weights, work, saved, turns, .. } = self;
+        gradients.write(Role::Head, |dw, write| {
+            ops.linear_backward_weight(dims.head, dw, write, &self.logits, &saved.last.h)
+        })?;
+        ops.linear_backward_input(dims.head, &mut work.branch, &self.logits, weights.view(Role::Head))?;
+        let layers = dims.shape.layers;
+        let last = (&saved.streams[layers], &saved.last.rstd);
         norm_backward(ops, dims, weights, gradients, Role::FinalNorm, work, Write::Overwrite, last)?;
-        for layer in (0..dims.shape.layers).rev() {
-            blocks[layer].backward_ffn(ops, dims, weights, gradients, work, layer)?;
-            blocks[layer].backward_attention(ops, dims, weights, gradients, work, &self.turns, layer)?;
+        for layer in (0..layers).rev() {
+            let (here, again) = (saved.place(layer), saved.recomputes(layer));
+            let Saved { streams, entries, blocks, .. } = saved;
+            let (block, entry, x) = (&mut blocks[here], &mut entries[here], &streams[layer]);
+            if again {
+                let gain = weights.view(Role::AttentionNorm(layer));
+                ops.norm(dims.norm, &mut entry.h, &mut entry.rstd, x, gain)?;
+                block.forward(ops, dims, weights, work, (x, &entry.h), turns, layer)?;
+            }
+            block.backward_ffn(ops, dims, weights, gradients, work, layer)?;
+            block.backward_attention(ops, dims, weights, gradients, work, (turns, &entry.h), layer)?;
+            let role = Role::AttentionNorm(layer);
+            norm_backward(ops, dims, weights, gradients, role, work, Write::Accumulate, (x, &entry.rstd))?;
         }
         gradients.write(Role::Embedding, |dtable, write| {
-            ops.embed_backward(dims.lookup, dtable, write, &work.dx, &self.inputs)
+            ops.embed_backward(dims.lookup, dtable, write, &work.dx, &self.tokens)
         })
+    }
+
+    /// Where a number that is NaN or infinite stands first, in the order of the computation of the last micro-step:
+    /// weights, what the forward pass kept, losses, gradients. Waits for the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn first_not_finite(&mut self, ops: &mut O, gradients: &Gradients<O>) -> Result<Option<String>, O::Error> {
+        let places = Arc::clone(self.weights.places());
+        for parameter in &places.parameters {
+            if let Some(index) = ops.first_not_finite(self.weights.view(parameter.role))? {
+                return Ok(Some(format!("element {index} of the weight {}", parameter.role)));
+            }
+        }
+        let Saved { streams, blocks, .. } = &self.saved;
+        let mut kept = vec![("the embedded tokens".to_owned(), &streams[0])];
+        for layer in 0..self.dims.shape.layers {
+            if blocks.len() > 1 {
+                let Block { qkv, att, middle, .. } = &blocks[layer];
+                kept.push((format!("queries, keys and values of block {layer}"), qkv));
+                kept.push((format!("attention of block {layer}"), att));
+                kept.push((format!("the residual stream inside block {layer}"), middle));
+            }
+            kept.push((format!("the residual stream after block {layer}"), &streams[layer + 1]));
+        }
+        kept.push(("the losses".to_owned(), &self.losses));
+        for (name, buffer) in kept {
+            if let Some(index) = ops.first_not_finite(O::view(buffer, 0..O::len(buffer)))? {
+                return Ok(Some(format!("element {index} of {name}")));
+            }
+        }
+        for parameter in places.parameters.iter().rev() {
+            if let Some(index) = ops.first_not_finite(gradients.view(parameter.role))? {
+                return Ok(Some(format!("element {index} of the gradient of {}", parameter.role)));
+            }
+        }
+        Ok(None)
     }
 }
 
 impl<O: Ops> Block<O> {
-    /// From the norm before attention, already computed, to what the feed-forward network adds, in `work.branch`.
+    /// From the residual stream `x` and its norm `h` to the gates of the feed-forward network.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
     fn forward(
         &mut self,
         ops: &mut O,
         dims: &Dims,
         weights: &Weights<O>,
         work: &mut Work<O>,
+        (x, h): (&O::Buf, &O::Buf),
         turns: &O::Buf,
         layer: usize,
     ) -> Result<(), O::Error> {
-        let Self { attention_norm, q, k, v, att, lse, ffn_norm, gate_up, act } = self;
-        ops.linear(dims.qkv, &mut work.qkv, &attention_norm.h, weights.view(Role::Qkv(layer)))?;
-        ops.rotary(dims.heads, q, k, v, &work.qkv, turns)?;
-        ops.attention(dims.heads, att, lse, q, k, v)?;
+        let Self { qkv, att, lse, middle, ffn_norm, gate_up } = self;
+        ops.linear(dims.qkv, qkv, h, weights.view(Role::Qkv(layer)))?;
+        ops.rotary(dims.heads, qkv, turns)?;
+        ops.attention(dims.heads, att, lse, qkv)?;
         ops.linear(dims.out, &mut work.branch, att, weights.view(Role::Out(layer)))?;
-
-        let NormState { x, h, rstd } = ffn_norm;
         let gain = weights.view(Role::FfnNorm(layer));
-        ops.add_norm(dims.norm, x, h, rstd, &attention_norm.x, &work.branch, gain)?;
-        ops.linear(dims.gate_up, gate_up, h, weights.view(Role::GateUp(layer)))?;
-        ops.swiglu(dims.gated, act, gate_up)?;
-        ops.linear(dims.down, &mut work.branch, act, weights.view(Role::Down(layer)))
+        ops.add_norm(dims.norm, middle, &mut ffn_norm.h, &mut ffn_norm.rstd, x, &work.branch, gain)?;
+        ops.linear(dims.gate_up, gate_up, &ffn_norm.h, weights.view(Role::GateUp(layer)))
     }
 
     /// The feed-forward half: `work.dx` is the gradient of the stream above it, then of the stream below it.
@@ -294,19 +366,21 @@ impl<O: Ops> Block<O> {
         work: &mut Work<O>,
         layer: usize,
     ) -> Result<(), O::Error> {
+        let Self { gate_up, ffn_norm, middle, .. } = self;
+        ops.linear_backward_input(dims.down, &mut work.act, &work.dx, weights.view(Role::Down(layer)))?;
+        ops.swiglu_backward(dims.gated, gate_up, &mut work.act)?;
         gradients.write(Role::Down(layer), |dw, write| {
-            ops.linear_backward_weight(dims.down, dw, write, &work.dx, &self.act)
+            ops.linear_backward_weight(dims.down, dw, write, &work.dx, &work.act)
         })?;
-        ops.linear_backward_input(dims.down, &mut work.dact, &work.dx, weights.view(Role::Down(layer)))?;
-        ops.swiglu_backward(dims.gated, &mut work.dgate_up, &work.dact, &self.gate_up)?;
         gradients.write(Role::GateUp(layer), |dw, write| {
-            ops.linear_backward_weight(dims.gate_up, dw, write, &work.dgate_up, &self.ffn_norm.h)
+            ops.linear_backward_weight(dims.gate_up, dw, write, gate_up, &ffn_norm.h)
         })?;
-        ops.linear_backward_input(dims.gate_up, &mut work.dh, &work.dgate_up, weights.view(Role::GateUp(layer)))?;
-        norm_backward(ops, dims, weights, gradients, Role::FfnNorm(layer), work, Write::Accumulate, &self.ffn_norm)
+        ops.linear_backward_input(dims.gate_up, &mut work.branch, gate_up, weights.view(Role::GateUp(layer)))?;
+        let role = Role::FfnNorm(layer);
+        norm_backward(ops, dims, weights, gradients, role, work, Write::Accumulate, (middle, &ffn_norm.rstd))
     }
 
-    /// The attention half, as [`Block::backward_ffn`].
+    /// The attention half up to its norm: leaves the gradient of the norm's result in `work.branch`.
     #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
     fn backward_attention(
         &mut self,
@@ -315,27 +389,22 @@ impl<O: Ops> Block<O> {
         weights: &Weights<O>,
         gradients: &mut Gradients<O>,
         work: &mut Work<O>,
-        turns: &O::Buf,
+        (turns, h): (&O::Buf, &O::Buf),
         layer: usize,
     ) -> Result<(), O::Error> {
-        gradients.write(Role::Out(layer), |dw, write| {
-            ops.linear_backward_weight(dims.out, dw, write, &work.dx, &self.att)
-        })?;
+        let Self { qkv, att, lse, .. } = &*self;
+        gradients
+            .write(Role::Out(layer), |dw, write| ops.linear_backward_weight(dims.out, dw, write, &work.dx, att))?;
         ops.linear_backward_input(dims.out, &mut work.datt, &work.dx, weights.view(Role::Out(layer)))?;
-        let Work { dq, dk, dv, datt, qkv, .. } = work;
-        let Self { q, k, v, att, lse, .. } = self;
-        ops.attention_backward(dims.heads, dq, dk, dv, datt, att, lse, q, k, v)?;
-        ops.rotary_backward(dims.heads, qkv, dq, dk, dv, turns)?;
-        gradients.write(Role::Qkv(layer), |dw, write| {
-            ops.linear_backward_weight(dims.qkv, dw, write, &work.qkv, &self.attention_norm.h)
-        })?;
-        ops.linear_backward_input(dims.qkv, &mut work.dh, &work.qkv, weights.view(Role::Qkv(layer)))?;
-        let role = Role::AttentionNorm(layer);
-        norm_backward(ops, dims, weights, gradients, role, work, Write::Accumulate, &self.attention_norm)
+        ops.attention_backward(dims.heads, &mut work.dqkv, &work.datt, Attended { att, lse, qkv })?;
+        ops.rotary_backward(dims.heads, &mut work.dqkv, turns)?;
+        gradients
+            .write(Role::Qkv(layer), |dw, write| ops.linear_backward_weight(dims.qkv, dw, write, &work.dqkv, h))?;
+        ops.linear_backward_input(dims.qkv, &mut work.branch, &work.dqkv, weights.view(Role::Qkv(layer)))
     }
 }
 
-/// From `work.dh`, the gradient of a norm's result, to `work.dx`, that of the stream below the norm.
+/// From `work.branch`, the gradient of a norm's result, to `work.dx`, that of the stream `x` below the norm.
 #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
 fn norm_backward<O: Ops>(
     ops: &mut O,
@@ -345,11 +414,11 @@ fn norm_backward<O: Ops>(
     role: Role,
     work: &mut Work<O>,
     stream: Write,
-    state: &NormState<O>,
+    (x, rstd): (&O::Buf, &O::Buf),
 ) -> Result<(), O::Error> {
-    let Work { dx, dh, .. } = work;
+    let Work { dx, branch, .. } = work;
     gradients.write(role, |dgain, write| {
-        ops.norm_backward(dims.norm, dx, stream, dgain, write, dh, &state.x, &state.rstd, weights.view(role))
+        ops.norm_backward(dims.norm, dx, stream, dgain, write, branch, x, rstd, weights.view(role))
     })
 }
 
@@ -378,17 +447,15 @@ mod tests {
     impl Decoder<Cpu> {
         /// Everything that one micro-step must write before it reads it.
         fn transient(&mut self) -> Vec<&mut Floats> {
-            let Self { blocks, last, logits, losses, work, .. } = self;
-            let states = blocks.iter_mut().flat_map(|block| {
-                let Block { attention_norm, q, k, v, att, lse, ffn_norm, gate_up, act } = block;
-                let NormState { x: x1, h: h1, rstd: r1 } = attention_norm;
-                let NormState { x: x2, h: h2, rstd: r2 } = ffn_norm;
-                [x1, h1, r1, q, k, v, att, lse, x2, h2, r2, gate_up, act]
+            let Self { saved: Saved { streams, entries, blocks, last }, logits, losses, work, .. } = self;
+            let blocks = blocks.iter_mut().flat_map(|block| {
+                let Block { qkv, att, lse, middle, ffn_norm: NormState { h, rstd }, gate_up } = block;
+                [qkv, att, lse, middle, h, rstd, gate_up]
             });
-            let NormState { x, h, rstd } = last;
-            let Work { branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact } = work;
-            let shared = [x, h, rstd, logits, losses, branch, qkv, dx, dh, datt, dq, dk, dv, dgate_up, dact];
-            states.chain(shared).collect()
+            let entries = entries.iter_mut().chain([last]).flat_map(|NormState { h, rstd }| [h, rstd]);
+            let Work { branch, dx, datt, dqkv, act } = work;
+            let shared = [logits, losses, branch, dx, datt, dqkv, act];
+            blocks.chain(entries).chain(streams).chain(shared).collect()
         }
     }
 
@@ -398,23 +465,29 @@ mod tests {
         let config = crate::record::TrainConfig { shape, batch: 3, context: 40, ..tiny() };
         let tokens = Sequences { batch: config.batch, context: config.context };
         let places = Arc::new(Places::of(&config));
-        let mut model = Decoder::new(&mut Cpu::new(1).unwrap(), &shape, tokens, &places, 1).unwrap();
-        // weights, gradients and two moments
-        let parameters = 4 * places.layout.elements();
-        let elements = parameters + model.transient().iter().map(|buffer| buffer.len()).sum::<usize>();
-        let planned = crate::model::MemoryPlan::on_cpu(&shape, config.batch, config.context).total_bytes.0;
-        close("planned bytes", planned as f64, (4 * elements) as f64, 0.0, 0.01);
+        for recompute in [false, true] {
+            let mut model = Decoder::new(&mut Cpu::new(1).unwrap(), &shape, tokens, &places, 1, recompute).unwrap();
+            // weights, gradients and two moments
+            let parameters = 4 * places.layout.elements();
+            let elements = parameters + model.transient().iter().map(|buffer| buffer.len()).sum::<usize>();
+            let planned = crate::model::MemoryPlan::on_cpu(&shape, config.batch, config.context, recompute);
+            close("planned bytes", planned.total_bytes.0 as f64, (4 * elements) as f64, 0.0, 0.01);
+        }
     }
 
     /// Each parameter's gradient along a random direction equals the slope of the f64 reference along it, and two
     /// micro-steps of the same batch give twice that.
     #[test]
     fn gradients_of_the_whole_model_are_slopes_of_its_loss() {
+        [false, true].into_iter().for_each(gradients_are_slopes);
+    }
+
+    fn gradients_are_slopes(recompute: bool) {
         let config = tiny();
         let tokens = Sequences { batch: config.batch, context: config.context };
         let mut ops = Cpu::new(2).unwrap();
         let places = Arc::new(Places::of(&config));
-        let mut model = Decoder::new(&mut ops, &config.shape, tokens, &places, 1).unwrap();
+        let mut model = Decoder::new(&mut ops, &config.shape, tokens, &places, 1, recompute).unwrap();
         let mut weights = Vec::new();
         for (stream, parameter) in (0..).zip(&places.parameters) {
             let mut values = vec![0.0; parameter.elements()];
@@ -434,7 +507,9 @@ mod tests {
 
         for micro in 0..2 {
             model.transient().into_iter().for_each(|buffer| buffer.fill(f32::NAN));
-            close("loss", model.forward(&mut ops, &batch).unwrap(), loss(&weights), 0.0, 1e-5);
+            ops.begin_totals().unwrap();
+            model.forward(&mut ops, &batch, 1.0).unwrap();
+            close("loss", ops.outcome().unwrap().loss, loss(&weights), 0.0, 1e-5);
             let write = [Write::Overwrite, Write::Accumulate][micro];
             gradients.begin(Pass { write, last: micro == 1 }, &Clock::starting_now());
             model.backward(&mut ops, &mut gradients).unwrap();

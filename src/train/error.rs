@@ -76,8 +76,9 @@ pub enum TrainError {
     },
     /// Loss or gradients are no longer numbers.
     #[error(
-        "training diverged at step {step}: the loss is {loss} and the gradient norm {grad_norm}; \
-         a lower --learning-rate or --clip-norm 1 keeps it stable"
+        "training diverged at step {step}: the loss is {loss} and the gradient norm {grad_norm}{}; \
+         a lower --learning-rate or --clip-norm 1 keeps it stable",
+        first.as_ref().map(|place| format!("; the first number that is not finite is {place}")).unwrap_or_default()
     )]
     Diverged {
         /// The step.
@@ -86,6 +87,8 @@ pub enum TrainError {
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// Where the first number that is not finite stands, in the order of the computation.
+        first: Option<String>,
     },
 }
 

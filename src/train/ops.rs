@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::ops::Range;
 
+use crate::units::Seconds;
+
 /// Sequences and how long they are; `N = B·T` tokens, a row each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequences {
@@ -129,8 +131,50 @@ pub struct AdamWUpdate {
     pub bias1: f32,
     /// `1 − β₂ᵗ`.
     pub bias2: f32,
-    /// Gradients are multiplied by this first: mean over ranks and micro-steps, and clipping.
-    pub gradient_scale: f32,
+    /// From the summed gradient to its mean over ranks and micro-steps.
+    pub mean: f64,
+    /// Norm of the mean gradient above which it is scaled down to it; none: never.
+    pub clip_norm: Option<f64>,
+}
+
+impl AdamWUpdate {
+    /// What gradients are multiplied by first, from the sum of their squares; none where that is no finite number,
+    /// and then nothing may be updated.
+    #[must_use]
+    pub fn gradient_scale(&self, squares: f64) -> Option<f32> {
+        let norm = self.mean * squares.sqrt();
+        let clipping = self.clip_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
+        norm.is_finite().then_some((self.mean * clipping) as f32)
+    }
+}
+
+/// How exactly a buffer keeps its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Weights, activations and gradients: the device's working precision.
+    Working,
+    /// Statistics, losses and angles: `f32`.
+    Exact,
+}
+
+/// A stretch of a step whose operations are the same, on the same buffers, each time that it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stretch {
+    /// From tokens to logits and the loss.
+    Forward,
+    /// The backward pass of a micro-step that overwrites gradients.
+    FirstBackward,
+    /// The backward pass of a later micro-step.
+    LaterBackward,
+}
+
+/// What a step leaves beside weights: sums that the device keeps while the step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Totals {
+    /// Mean loss over micro-steps and tokens, in nats.
+    pub loss: f64,
+    /// Sum of the squares of the summed gradient.
+    pub squares: f64,
 }
 
 /// Added to the mean square before its root is taken, as Llama does.
@@ -138,38 +182,57 @@ pub const NORM_EPSILON: f32 = 1e-5;
 
 /// A device that can train a decoder.
 ///
-/// Buffers are flat ranges of `f32` (or the device's own precision); the last axis of a shape is contiguous. A
-/// parameter or gradient is a range of a bucket and passed as a view, everything else is a buffer of its own. A
-/// destination comes first, then what is only read. A destination is written whole unless it says otherwise.
+/// Buffers are flat ranges in the device's working precision or in `f32` ([`Kind`]); the last axis of a shape is
+/// contiguous. A parameter or gradient is a range of a bucket and passed as a view, everything else is a buffer of its
+/// own. A destination comes first, then what is only read. A destination is written whole unless it says otherwise.
+///
+/// An operation may return before it has run, but operations run in the order of their calls; what reads results back
+/// to the host waits for them.
 pub trait Ops {
     /// An owned range of elements in the memory of the device.
     type Buf: fmt::Debug + Send + 'static;
-    /// Token ids in the memory of the device.
-    type Ids: fmt::Debug + Send;
+    /// A batch of token ids and targets in the memory of the device.
+    type Tokens: fmt::Debug;
     /// A part of a buffer, to read.
     type View<'a>: Copy;
     /// A part of a buffer, to write.
     type ViewMut<'a>;
+    /// What AdamW keeps for a bucket of weights.
+    type State: fmt::Debug;
+    /// A point in the order of the device's work.
+    type Mark: fmt::Debug + Clone;
+    /// [`Totals`] that are on their way to the host.
+    type Outcome: fmt::Debug;
     /// Why the device could not do it.
     type Error: Error + Send + Sync + 'static;
+
+    /// Steps that may be under way on the device while the host prepares the next.
+    const AHEAD: usize;
 
     /// A buffer of `len` zeros.
     ///
     /// # Errors
     /// The device has no memory left.
-    fn zeros(&mut self, len: usize) -> Result<Self::Buf, Self::Error>;
+    fn zeros(&mut self, len: usize, kind: Kind) -> Result<Self::Buf, Self::Error>;
 
-    /// Room for `len` token ids.
+    /// Buffers of `lens` elements in working precision that are used only while nobody needs the content of `other`:
+    /// the device may place them in its memory. Their content is arbitrary.
     ///
     /// # Errors
     /// The device has no memory left.
-    fn ids(&mut self, len: usize) -> Result<Self::Ids, Self::Error>;
+    fn sharing(&mut self, other: &Self::Buf, lens: &[usize]) -> Result<Vec<Self::Buf>, Self::Error>;
 
-    /// Copies `host` to the beginning of `ids`.
+    /// Room for the tokens of a batch: `N` ids and `N` targets.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    fn tokens(&mut self, dims: Lookup) -> Result<Self::Tokens, Self::Error>;
+
+    /// Copies ids and targets, below the vocabulary, to the device.
     ///
     /// # Errors
     /// The device failed.
-    fn upload_ids(&mut self, ids: &mut Self::Ids, host: &[u32]) -> Result<(), Self::Error>;
+    fn upload_tokens(&mut self, tokens: &mut Self::Tokens, inputs: &[u32], targets: &[u32]) -> Result<(), Self::Error>;
 
     /// Copies `host` into a buffer's part of the same length.
     ///
@@ -183,11 +246,51 @@ pub trait Ops {
     /// The device failed.
     fn download(&mut self, host: &mut [f32], src: Self::View<'_>) -> Result<(), Self::Error>;
 
+    /// The index of the first element of a buffer's part that is NaN or infinite; waits for what computes it.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn first_not_finite(&mut self, values: Self::View<'_>) -> Result<Option<usize>, Self::Error>;
+
     /// A part of a buffer, to read.
     fn view(buf: &Self::Buf, range: Range<usize>) -> Self::View<'_>;
 
     /// A part of a buffer, to write.
     fn view_mut(buf: &mut Self::Buf, range: Range<usize>) -> Self::ViewMut<'_>;
+
+    /// Elements of a buffer.
+    fn len(buf: &Self::Buf) -> usize;
+
+    /// A point after all that was asked for so far.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn mark(&mut self) -> Result<Self::Mark, Self::Error>;
+
+    /// Waits until the device has passed `mark`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(&mut self, mark: &Self::Mark) -> Result<(), Self::Error>;
+
+    /// Time from one point to a later one; waits for it.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn between(&mut self, earlier: &Self::Mark, later: &Self::Mark) -> Result<Seconds, Self::Error>;
+
+    /// Runs `work`, whose operations are the same on the same buffers each time for one `stretch`: a device may record
+    /// them once and replay the record, without calling `work`.
+    ///
+    /// # Errors
+    /// Those of `work`, or the device failed.
+    fn stretch(
+        &mut self,
+        stretch: Stretch,
+        work: impl FnOnce(&mut Self) -> Result<(), Self::Error>,
+    ) -> Result<(), Self::Error>
+    where
+        Self: Sized;
 
     /// `x[N, W] = table[ids[N], W]`.
     ///
@@ -198,11 +301,11 @@ pub trait Ops {
         dims: Lookup,
         x: &mut Self::Buf,
         table: Self::View<'_>,
-        ids: &Self::Ids,
+        tokens: &Self::Tokens,
     ) -> Result<(), Self::Error>;
 
     /// `dtable[ids[N], W] += dx[N, W]`, after zeroing all of `dtable[V, W]` if it is overwritten. Rows of one token
-    /// are added in the order of `N`.
+    /// are added in an order that depends on the batch alone.
     ///
     /// # Errors
     /// The device failed.
@@ -212,7 +315,7 @@ pub trait Ops {
         dtable: Self::ViewMut<'_>,
         write: Write,
         dx: &Self::Buf,
-        ids: &Self::Ids,
+        tokens: &Self::Tokens,
     ) -> Result<(), Self::Error>;
 
     /// RMSNorm (Zhang and Sennrich, 2019): `rstd[N] = 1 / √(mean(x²) + ε)`, `h[N, W] = x · rstd · gain[W]`.
@@ -301,39 +404,24 @@ pub trait Ops {
         x: &Self::Buf,
     ) -> Result<(), Self::Error>;
 
-    /// Rotary positions (Su et al., 2021; the halves of a head form the pairs): splits the packed
-    /// `qkv[B, T, (H + 2K), D]` by head into `q[B, H, T, D]`, `k[B, K, T, D]` and `v[B, K, T, D]`, and turns queries
-    /// and keys: `(a, b) → (a·cos − b·sin, b·cos + a·sin)` with `turns[T, D]` holding `cos[D/2]`, then `sin[D/2]`.
+    /// Rotary positions (Su et al., 2021; the halves of a head form the pairs), in place: turns queries and keys of
+    /// the packed `qkv[B, T, (H + 2K), D]`: `(a, b) → (a·cos − b·sin, b·cos + a·sin)` with `turns[T, D]` holding
+    /// `cos[D/2]`, then `sin[D/2]`. From here to [`Ops::rotary_backward`] the elements of a sequence lie in the order
+    /// that suits the device's attention.
     ///
     /// # Errors
     /// The device failed.
-    fn rotary(
-        &mut self,
-        dims: Heads,
-        q: &mut Self::Buf,
-        k: &mut Self::Buf,
-        v: &mut Self::Buf,
-        qkv: &Self::Buf,
-        turns: &Self::Buf,
-    ) -> Result<(), Self::Error>;
+    fn rotary(&mut self, dims: Heads, qkv: &mut Self::Buf, turns: &Self::Buf) -> Result<(), Self::Error>;
 
-    /// The gradient of [`Ops::rotary`]: turns back and packs into `dqkv[B, T, (H + 2K), D]`.
+    /// The gradient of [`Ops::rotary`], in place: turns back, and packs into `dqkv[B, T, (H + 2K), D]`.
     ///
     /// # Errors
     /// The device failed.
-    fn rotary_backward(
-        &mut self,
-        dims: Heads,
-        dqkv: &mut Self::Buf,
-        dq: &Self::Buf,
-        dk: &Self::Buf,
-        dv: &Self::Buf,
-        turns: &Self::Buf,
-    ) -> Result<(), Self::Error>;
+    fn rotary_backward(&mut self, dims: Heads, dqkv: &mut Self::Buf, turns: &Self::Buf) -> Result<(), Self::Error>;
 
-    /// Causal attention with grouped queries: `s[B, H, T, T] = q · kᵀ / √D` where the key is not after the query,
-    /// `lse[B, T, H] = ln Σ exp(s)`, `att[B, T, H, D] = exp(s − lse) · v`. Scores are never kept whole
-    /// (FlashAttention, Dao et al., 2022).
+    /// Causal attention with grouped queries on what [`Ops::rotary`] left: `s[B, H, T, T] = q · kᵀ / √D` where the key
+    /// is not after the query, `lse = ln Σ exp(s)` for each query and head, `att[B, T, H, D] = exp(s − lse) · v`.
+    /// Scores are never kept whole (FlashAttention, Dao et al., 2022).
     ///
     /// # Errors
     /// The device failed.
@@ -342,29 +430,20 @@ pub trait Ops {
         dims: Heads,
         att: &mut Self::Buf,
         lse: &mut Self::Buf,
-        q: &Self::Buf,
-        k: &Self::Buf,
-        v: &Self::Buf,
+        qkv: &Self::Buf,
     ) -> Result<(), Self::Error>;
 
-    /// The gradient of [`Ops::attention`] from `datt[B, T, H, D]`: `dq[B, H, T, D]`, `dk[B, K, T, D]`,
-    /// `dv[B, K, T, D]`; the probabilities are computed again from `lse`.
+    /// The gradient of [`Ops::attention`] from `datt[B, T, H, D]`: `dqkv` in the order of `qkv`; the probabilities are
+    /// computed again from `lse`.
     ///
     /// # Errors
     /// The device failed.
-    #[expect(clippy::too_many_arguments, reason = "a fused operation names each of its tensors")]
     fn attention_backward(
         &mut self,
         dims: Heads,
-        dq: &mut Self::Buf,
-        dk: &mut Self::Buf,
-        dv: &mut Self::Buf,
+        dqkv: &mut Self::Buf,
         datt: &Self::Buf,
-        att: &Self::Buf,
-        lse: &Self::Buf,
-        q: &Self::Buf,
-        k: &Self::Buf,
-        v: &Self::Buf,
+        saved: Attended<'_, Self::Buf>,
     ) -> Result<(), Self::Error>;
 
     /// SwiGLU (Shazeer, 2020): `act[N, F] = gate · σ(gate) · up` with `gate_up[N, 2F]` holding `gate[F]`, then
@@ -374,16 +453,16 @@ pub trait Ops {
     /// The device failed.
     fn swiglu(&mut self, dims: Gated, act: &mut Self::Buf, gate_up: &Self::Buf) -> Result<(), Self::Error>;
 
-    /// The gradient of [`Ops::swiglu`]: `dgate_up[N, 2F]` from `dact[N, F]`.
+    /// The gradient of [`Ops::swiglu`], in place: `gate_up[N, 2F]` becomes its gradient, and `dact[N, F]` becomes
+    /// `act[N, F]`, computed again.
     ///
     /// # Errors
     /// The device failed.
     fn swiglu_backward(
         &mut self,
         dims: Gated,
-        dgate_up: &mut Self::Buf,
-        dact: &Self::Buf,
-        gate_up: &Self::Buf,
+        gate_up: &mut Self::Buf,
+        dact: &mut Self::Buf,
     ) -> Result<(), Self::Error>;
 
     /// `losses[N] = −ln softmax(logits)[target]` in nats, and in place of `logits[N, V]` their gradient for the mean
@@ -396,33 +475,80 @@ pub trait Ops {
         dims: Logits,
         losses: &mut Self::Buf,
         logits: &mut Self::Buf,
-        targets: &Self::Ids,
+        tokens: &Self::Tokens,
     ) -> Result<(), Self::Error>;
 
-    /// The mean of a buffer, summed in double precision; waits for what computes it.
+    /// Sets the totals of the step to zero.
     ///
     /// # Errors
     /// The device failed.
-    fn mean(&mut self, values: &Self::Buf) -> Result<f64, Self::Error>;
+    fn begin_totals(&mut self) -> Result<(), Self::Error>;
 
-    /// The sum of the squares of a buffer, the same bits for the same values whatever the scheduling; waits for what
-    /// computes it.
+    /// Adds `weight` times the mean of `losses` to the loss of the step, in double precision.
     ///
     /// # Errors
     /// The device failed.
-    fn sum_of_squares(&mut self, values: &Self::Buf) -> Result<f64, Self::Error>;
+    fn add_loss(&mut self, losses: &Self::Buf, weight: f64) -> Result<(), Self::Error>;
 
-    /// `g = gradient · gradient_scale`, `m = β₁m + (1 − β₁)g`, `v = β₂v + (1 − β₂)g²`,
-    /// `weight = weight·(1 − ηλ) − η · (m / bias₁) / (√(v / bias₂) + ε)`; all of one length.
+    /// Adds the sum of the squares of `gradients` to that of the step: the same bits for the same values, whatever the
+    /// scheduling.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn add_squares(&mut self, gradients: &Self::Buf) -> Result<(), Self::Error>;
+
+    /// Sends the totals to the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn outcome(&mut self) -> Result<Self::Outcome, Self::Error>;
+
+    /// The totals, once they have arrived.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn totals(&mut self, outcome: Self::Outcome) -> Result<Totals, Self::Error>;
+
+    /// What AdamW keeps for a bucket of `len` weights: moments of zero. `gains` are the ranges that no decay touches.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    fn state(&mut self, len: usize, gains: Vec<Range<usize>>) -> Result<Self::State, Self::Error>;
+
+    /// `g = gradient · scale`, `m = β₁m + (1 − β₁)g`, `v = β₂v + (1 − β₂)g²`,
+    /// `weight = weight·(1 − ηλ) − η · (m / bias₁) / (√(v / bias₂) + ε)` for a whole bucket, with the scale of
+    /// [`AdamWUpdate::gradient_scale`] from the totals of the step.
     ///
     /// # Errors
     /// The device failed.
     fn adamw(
         &mut self,
-        update: AdamWUpdate,
-        weight: Self::ViewMut<'_>,
-        m: Self::ViewMut<'_>,
-        v: Self::ViewMut<'_>,
-        gradient: Self::View<'_>,
+        update: &AdamWUpdate,
+        weights: &mut Self::Buf,
+        state: &mut Self::State,
+        gradients: &Self::Buf,
     ) -> Result<(), Self::Error>;
+
+    /// Copies weights as AdamW keeps them, in `f32`, into `host`: those of `range`, of the same length.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn master(
+        &mut self,
+        host: &mut [f32],
+        weights: &Self::Buf,
+        state: &Self::State,
+        range: Range<usize>,
+    ) -> Result<(), Self::Error>;
+}
+
+/// What attention keeps for its backward pass.
+#[derive(Debug)]
+pub struct Attended<'a, B> {
+    /// `att[B, T, H, D]`
+    pub att: &'a B,
+    /// One number for each query and head.
+    pub lse: &'a B,
+    /// Queries, keys and values as [`Ops::rotary`] left them.
+    pub qkv: &'a B,
 }

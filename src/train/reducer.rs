@@ -104,6 +104,12 @@ impl<B: Send + 'static> Reducer<B> {
         self.world
     }
 
+    /// True where buckets stay with this rank.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.route, Route::Local(_))
+    }
+
     /// Takes bucket `index`, whose last gradient has been written. The same order on every rank.
     pub(super) fn launch(&mut self, index: usize, bucket: B, clock: &Clock) {
         self.away += 1;

@@ -24,6 +24,7 @@ pub(super) fn tiny() -> TrainConfig {
         batch: 2,
         context: 13,
         accumulate: 1,
+        recompute: false,
         steps: 10,
         precision: Precision::F32,
         data: DataSource::Synthetic,

@@ -1,10 +1,12 @@
 //! One step of one rank, and everything that it needs from step to step.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::device::{Clock, Floats, host_memory};
+use crate::model::Role;
 use crate::record::{self, TrainConfig};
 use crate::units::{Bytes, Seconds, Tokens};
 
@@ -22,16 +24,46 @@ use super::reducer::{Moments, Reducer};
 #[derive(Debug)]
 pub struct Trainer<O: Ops = Cpu> {
     config: TrainConfig,
-    ops: O,
+    pub(super) ops: O,
     data: Data,
     batch: Batch,
     model: Decoder<O>,
     gradients: Gradients<O>,
     adamw: AdamW<O>,
     index: usize,
+    /// Steps that the device may not have finished.
+    pending: VecDeque<Pending<O>>,
+    /// Where the last step that was asked for ended.
+    ended: Option<O::Mark>,
+    /// When the last step of which a record was made ended, on the host's monotonic clock.
+    recorded: Seconds,
+}
+
+/// A step that the device was asked for.
+#[derive(Debug)]
+struct Pending<O: Ops> {
+    index: usize,
+    begin: O::Mark,
+    laps: Vec<(Phase, O::Mark)>,
+    outcome: O::Outcome,
     moments: Vec<Moments>,
-    /// When the last step ended, on the host's monotonic clock.
-    ended: Option<Seconds>,
+    /// Zero of its moments.
+    clock: Clock,
+}
+
+/// Between two marks of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Reading the batch.
+    Data,
+    /// The forward pass.
+    Forward,
+    /// The backward pass.
+    Backward,
+    /// Waiting for the exchange of gradients after the backward pass.
+    Exchange,
+    /// The optimizer.
+    Update,
 }
 
 /// What one step leaves for the rank file.
@@ -82,14 +114,18 @@ impl Trainer<Cpu> {
     /// # Errors
     /// The data holds a bad id, gradients could not be exchanged, or training diverged. Nothing more can be trained
     /// then.
+    ///
+    /// # Panics
+    /// Never: a step on the CPU has ended when its last operation returns.
     pub fn step(&mut self, clock: &Clock) -> Result<StepRecord, TrainError> {
         let pool = self.ops.pool();
-        pool.install(|| self.run_step(clock))
+        Ok(pool.install(|| self.advance(clock))?.expect("the CPU does not run ahead"))
     }
 }
 
 impl<O: Ops> Trainer<O> {
-    fn on(
+    /// A training on `ops` whose gradients lie in `gradient_buckets`.
+    pub(super) fn on(
         mut ops: O,
         config: &TrainConfig,
         share: DataShare,
@@ -99,74 +135,136 @@ impl<O: Ops> Trainer<O> {
         let failed = device::<O>("make the model");
         let tokens = ops::Sequences { batch: config.batch, context: config.context };
         let places = Arc::new(Places::of(config));
+        let model = Decoder::new(&mut ops, &config.shape, tokens, &places, config.seed, config.recompute);
         Ok(Self {
             data: Data::open(config, share)?,
             batch: Batch::new(tokens),
-            model: Decoder::new(&mut ops, &config.shape, tokens, &places, config.seed).map_err(failed)?,
-            adamw: AdamW::new(&mut ops, config, &places.lengths()).map_err(failed)?,
+            model: model.map_err(failed)?,
+            adamw: AdamW::new(&mut ops, config, &places).map_err(failed)?,
             gradients: Gradients::new(&places, gradient_buckets, reducer),
             config: config.clone(),
             ops,
             index: 0,
-            moments: Vec::new(),
+            pending: VecDeque::new(),
             ended: None,
+            recorded: Seconds(0.0),
         })
     }
 
-    fn run_step(&mut self, clock: &Clock) -> Result<StepRecord, TrainError> {
+    /// Asks the device for one more step, and gives the record of the last one that it has finished: that of the step
+    /// itself where the device does not run ahead, otherwise none at first.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`], perhaps of an earlier step.
+    pub fn advance(&mut self, clock: &Clock) -> Result<Option<StepRecord>, TrainError> {
+        self.enqueue(clock)?;
+        if self.pending.len() > O::AHEAD { self.finish() } else { Ok(None) }
+    }
+
+    /// The record of the oldest step of which none was given yet; waits for it. None once there is none.
+    ///
+    /// # Errors
+    /// The device failed, or training diverged.
+    pub fn finish(&mut self) -> Result<Option<StepRecord>, TrainError> {
+        let Some(pending) = self.pending.pop_front() else { return Ok(None) };
+        let failed = device::<O>("finish a step");
+        let Pending { index, begin, laps, outcome, moments, clock } = pending;
+        let totals = self.ops.totals(outcome).map_err(failed)?;
+        let loss = totals.loss;
+        let grad_norm = self.mean() * totals.squares.sqrt();
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            let first = self.model.first_not_finite(&mut self.ops, &self.gradients).map_err(failed)?;
+            return Err(TrainError::Diverged { step: index, loss, grad_norm, first });
+        }
+        let mut spent = [Seconds(0.0); 5];
+        let mut earlier = &begin;
+        for (phase, mark) in &laps {
+            spent[*phase as usize] += self.ops.between(earlier, mark).map_err(failed)?;
+            earlier = mark;
+        }
+        let step_s = spent.iter().copied().sum();
+        let start_s = self.recorded - clock.epoch();
+        self.recorded += step_s;
+        let step = record::Step {
+            index,
+            tokens: Tokens((self.config.accumulate * self.config.batch * self.config.context) as u64),
+            start_s,
+            step_s,
+            forward_s: spent[Phase::Forward as usize],
+            backward_s: spent[Phase::Backward as usize],
+            exposed_s: spent[Phase::Exchange as usize],
+            optimizer_s: spent[Phase::Update as usize],
+            loss,
+            grad_norm,
+        };
+        Ok(Some(StepRecord { step, buckets: self.events(index, &moments) }))
+    }
+
+    /// Asks for a step. Nothing here waits for the device, but the exchange of gradients may.
+    fn enqueue(&mut self, clock: &Clock) -> Result<(), TrainError> {
         if !self.gradients.are_whole() {
             return Err(TrainError::Exchange { step: self.index, source: ExchangeError::Lost });
         }
-        let mut laps = Laps::start(clock, self.ended);
-        let (mut forward, mut backward) = (Seconds(0.0), Seconds(0.0));
-        let mut loss = 0.0;
+        let failed = device::<O>("begin a step");
+        let begin = self.begin().map_err(failed)?;
+        self.ops.begin_totals().map_err(failed)?;
+        let mut laps = Vec::with_capacity(3 * self.config.accumulate + 2);
         for micro in 0..self.config.accumulate {
             self.data.fill(self.index, micro, &mut self.batch)?;
-            laps.lap();
-            loss += self.model.forward(&mut self.ops, &self.batch).map_err(device::<O>("run the forward pass"))?;
-            forward += laps.lap();
+            self.lap(&mut laps, Phase::Data)?;
+            let weight = 1.0 / self.config.accumulate as f64;
+            let done = self.model.forward(&mut self.ops, &self.batch, weight);
+            done.map_err(device::<O>("run the forward pass"))?;
+            self.lap(&mut laps, Phase::Forward)?;
             self.gradients.begin(self.pass(micro), clock);
             let done = self.model.backward(&mut self.ops, &mut self.gradients);
             done.map_err(device::<O>("run the backward pass"))?;
-            backward += laps.lap();
+            self.lap(&mut laps, Phase::Backward)?;
         }
-        let exchanged = self.gradients.finish(&mut self.moments);
+        let mut moments = Vec::new();
+        let exchanged = self.gradients.finish(&mut moments);
         exchanged.map_err(|source| TrainError::Exchange { step: self.index, source })?;
-        let exposed = laps.lap();
-        let mean = 1.0 / (self.gradients.world() * self.config.accumulate) as f64;
+        self.lap(&mut laps, Phase::Exchange)?;
+        let mean = self.mean();
         let updated = self.adamw.update(&mut self.ops, &mut self.model.weights, &self.gradients, mean);
-        let grad_norm = updated.map_err(device::<O>("update the weights"))?;
-        let optimizer = laps.lap();
-        let step = record::Step {
-            index: self.index,
-            tokens: Tokens((self.config.accumulate * self.config.batch * self.config.context) as u64),
-            start_s: laps.start,
-            step_s: laps.last - laps.start,
-            forward_s: forward,
-            backward_s: backward,
-            exposed_s: exposed,
-            optimizer_s: optimizer,
-            loss: loss / self.config.accumulate as f64,
-            grad_norm,
-        };
-        self.ended = Some(clock.epoch() + laps.last);
-        self.close(step)
+        updated.map_err(device::<O>("update the weights"))?;
+        let outcome = self.ops.outcome().map_err(device::<O>("update the weights"))?;
+        self.lap(&mut laps, Phase::Update)?;
+        self.ended = laps.last().map(|(_, mark)| mark.clone());
+        self.pending.push_back(Pending { index: self.index, begin, laps, outcome, moments, clock: *clock });
+        self.index += 1;
+        Ok(())
     }
 
-    /// Refuses what is no number, and gathers the bucket events of a sampled step.
-    fn close(&mut self, step: record::Step) -> Result<StepRecord, TrainError> {
-        let record::Step { loss, grad_norm, index, .. } = step;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(TrainError::Diverged { step: index, loss, grad_norm });
+    /// Where this step begins: where the one before ended, or now.
+    fn begin(&mut self) -> Result<O::Mark, O::Error> {
+        if let Some(ended) = &self.ended {
+            return Ok(ended.clone());
         }
+        let mark = self.ops.mark()?;
+        self.ops.wait(&mark)?;
+        self.recorded = Clock::monotonic();
+        Ok(mark)
+    }
+
+    fn lap(&mut self, laps: &mut Vec<(Phase, O::Mark)>, phase: Phase) -> Result<(), TrainError> {
+        laps.push((phase, self.ops.mark().map_err(device::<O>("mark a moment"))?));
+        Ok(())
+    }
+
+    /// From the summed gradient to its mean.
+    fn mean(&self) -> f64 {
+        1.0 / (self.gradients.world() * self.config.accumulate) as f64
+    }
+
+    /// The bucket events of a sampled step.
+    fn events(&self, index: usize, moments: &[Moments]) -> Vec<record::Bucket> {
         let every = self.config.bucket_events_every;
-        let sampled = every != 0 && index % every == 0;
+        let sampled = every != 0 && index.is_multiple_of(every);
         let layout = &self.model.weights.places().layout;
-        let bytes = |moments: &Moments| Bytes(layout.buckets[moments.index].elements as u64 * 4);
-        let events = self.moments.iter().filter(|_| sampled);
-        let buckets = events.map(|moments| moments.record(index, bytes(moments))).collect();
-        self.index += 1;
-        Ok(StepRecord { step, buckets })
+        let element = self.config.precision.element_bytes().0;
+        let bytes = |moments: &Moments| Bytes(layout.buckets[moments.index].elements as u64 * element);
+        moments.iter().filter(|_| sampled).map(|moments| moments.record(index, bytes(moments))).collect()
     }
 
     fn pass(&self, micro: usize) -> Pass {
@@ -183,41 +281,24 @@ impl<O: Ops> Trainer<O> {
         let mut hash = Sha256::new();
         let places = Arc::clone(self.model.weights.places());
         for parameter in &places.parameters {
-            let mut host = vec![0.0_f32; parameter.elements()];
-            let read = self.ops.download(&mut host, self.model.weights.view(parameter.role));
-            read.map_err(device::<O>("read the weights"))?;
+            let mut host = self.weight(parameter.role)?;
             host.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().to_le()));
             hash.update(bytemuck::cast_slice::<f32, u8>(&host));
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// One weight as the optimizer keeps it, row by row.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weight(&mut self, role: Role) -> Result<Vec<f32>, TrainError> {
+        let read = self.adamw.master(&mut self.ops, &self.model.weights, role);
+        read.map_err(device::<O>("read the weights"))
     }
 }
 
 /// Makes an error of the device one of the training.
 fn device<O: Ops>(attempt: &'static str) -> impl Fn(O::Error) -> TrainError + Copy {
     move |source| TrainError::Device { attempt, source: Box::new(source) }
-}
-
-/// Time from one point of a step to the next.
-#[derive(Debug)]
-struct Laps<'a> {
-    clock: &'a Clock,
-    start: Seconds,
-    last: Seconds,
-}
-
-impl<'a> Laps<'a> {
-    /// Begins now, or where the step before ended.
-    fn start(clock: &'a Clock, ended: Option<Seconds>) -> Self {
-        let start = ended.map_or_else(|| clock.now(), |ended| ended - clock.epoch());
-        Self { clock, start, last: start }
-    }
-
-    /// Time since the last call.
-    fn lap(&mut self) -> Seconds {
-        let now = self.clock.now();
-        let lap = now - self.last;
-        self.last = now;
-        lap
-    }
 }

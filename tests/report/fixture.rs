@@ -150,6 +150,7 @@ fn config() -> TrainConfig {
         batch: 2,
         context: 256,
         accumulate: 1,
+        recompute: false,
         steps: 240,
         precision: Precision::F32,
         data: DataSource::Synthetic,

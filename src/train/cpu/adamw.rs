@@ -9,8 +9,8 @@ use super::math::sum2;
 use super::{PART, room};
 
 /// One update of `weight`, `m` and `v` from `gradient`, all of one length.
-pub(super) fn update(update: AdamWUpdate, weight: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
-    let AdamWUpdate { learning_rate, weight_decay, beta1, beta2, epsilon, bias1, bias2, gradient_scale } = update;
+pub(super) fn update(update: &AdamWUpdate, gradient_scale: f32, [weight, m, v]: [&mut [f32]; 3], gradient: &[f32]) {
+    let AdamWUpdate { learning_rate, weight_decay, beta1, beta2, epsilon, bias1, bias2, .. } = *update;
     let keep = 1.0 - learning_rate * weight_decay;
     let rate = learning_rate / bias1;
     let root_scale = 1.0 / bias2.sqrt();

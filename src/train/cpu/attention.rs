@@ -22,12 +22,14 @@ pub(super) struct Saved<'a> {
     pub(super) att: &'a [f32],
     /// `lse[B, T, H]`
     pub(super) lse: &'a [f32],
-    /// `q[B, H, T, D]`
-    pub(super) q: &'a [f32],
-    /// `k[B, K, T, D]`
-    pub(super) k: &'a [f32],
-    /// `v[B, K, T, D]`
-    pub(super) v: &'a [f32],
+    /// `qkv[B, (H + 2K), T, D]`
+    pub(super) qkv: &'a [f32],
+}
+
+/// Where the heads of one sequence begin: `(H + 2K)` ranges of `[T, D]`, queries before keys before values.
+fn head_of(qkv: &[f32], dims: Heads, sequence: usize, head: usize) -> &[f32] {
+    let per_head = dims.tokens.context * dims.head_size;
+    &qkv[(sequence * (dims.heads + 2 * dims.kv_heads) + head) * per_head..][..per_head]
 }
 
 /// Rows `first..first + rows` of the queries of one head, which see keys `0..first + rows`.
@@ -45,16 +47,9 @@ impl Tile {
 }
 
 /// `att[B, T, H, D]` and `lse[B, T, H]`. A task is a tile of rows of one sequence, all heads.
-pub(super) fn forward(
-    dims: Heads,
-    att: &mut [f32],
-    lse: &mut [f32],
-    [q, k, v]: [&[f32]; 3],
-    tiles: &[Mutex<Vec<f32>>],
-) {
+pub(super) fn forward(dims: Heads, att: &mut [f32], lse: &mut [f32], qkv: &[f32], tiles: &[Mutex<Vec<f32>>]) {
     let (batch, context) = (dims.tokens.batch, dims.tokens.context);
     let (heads, size, width) = (dims.heads, dims.head_size, dims.width());
-    let per_head = context * size;
     let sequences = att[..batch * context * width].par_chunks_mut(context * width);
     sequences.zip(lse.par_chunks_mut(context * heads)).enumerate().for_each(|(sequence, (att, lse))| {
         let parts = att.par_chunks_mut(TILE_ROWS * width).zip(lse.par_chunks_mut(TILE_ROWS * heads));
@@ -62,9 +57,9 @@ pub(super) fn forward(
             let tile = Tile { first: index * TILE_ROWS, rows: lse.len() / heads };
             with_tile(tiles, tile.rows * tile.keys(), |scores| {
                 for head in 0..heads {
-                    let q = &q[(sequence * heads + head) * per_head..][..per_head];
-                    let shared = sequence * dims.kv_heads + head / dims.group();
-                    let (k, v) = (&k[shared * per_head..][..per_head], &v[shared * per_head..][..per_head]);
+                    let q = head_of(qkv, dims, sequence, head);
+                    let k = head_of(qkv, dims, sequence, heads + head / dims.group());
+                    let v = head_of(qkv, dims, sequence, heads + dims.kv_heads + head / dims.group());
                     score(tile, size, scores, q, k);
                     softmax(tile, size, scores, &mut lse[head..], heads);
                     let probabilities = Matrix::rows(scores, tile.rows, tile.keys(), tile.keys());
@@ -103,20 +98,25 @@ fn softmax(tile: Tile, size: usize, scores: &mut [f32], lse: &mut [f32], stride:
     );
 }
 
-/// `dq[B, H, T, D]`, `dk[B, K, T, D]`, `dv[B, K, T, D]`. A task is one key and value head of one sequence with the
-/// query heads that share it, so that its sums have one order.
-pub(super) fn backward(dims: Heads, [dq, dk, dv]: [&mut [f32]; 3], saved: Saved<'_>, tiles: &[Mutex<Vec<f32>>]) {
+/// `dqkv[B, (H + 2K), T, D]`. A task is one key and value head of one sequence with the query heads that share it, so
+/// that its sums have one order.
+pub(super) fn backward(dims: Heads, dqkv: &mut [f32], saved: Saved<'_>, tiles: &[Mutex<Vec<f32>>]) {
     let per_head = dims.tokens.context * dims.head_size;
-    let tasks = dims.tokens.batch * dims.kv_heads;
-    let group = dims.group() * per_head;
-    let parts = dq[..tasks * group].par_chunks_mut(group).zip(dk.par_chunks_mut(per_head));
-    parts.zip(dv.par_chunks_mut(per_head)).enumerate().for_each(|(index, ((dq, dk), dv))| {
-        let tile_len = TILE_ROWS.min(dims.tokens.context) * dims.tokens.context;
-        with_tile(tiles, 2 * tile_len, |tile| {
-            let (scores, gradients) = tile.split_at_mut(tile_len);
-            for (member, dq) in dq.chunks_exact_mut(per_head).enumerate() {
-                backward_head(dims, (index, member), [dq, dk, dv], saved, [scores, gradients]);
-            }
+    let per_sequence = dims.tokens.context * dims.packed_width();
+    let sequences = dqkv[..dims.tokens.batch * per_sequence].par_chunks_mut(per_sequence);
+    sequences.enumerate().for_each(|(sequence, dqkv)| {
+        let (dq, rest) = dqkv.split_at_mut(dims.heads * per_head);
+        let (dk, dv) = rest.split_at_mut(dims.kv_heads * per_head);
+        let parts = dq.par_chunks_mut(dims.group() * per_head).zip(dk.par_chunks_mut(per_head));
+        parts.zip(dv.par_chunks_mut(per_head)).enumerate().for_each(|(shared, ((dq, dk), dv))| {
+            let tile_len = TILE_ROWS.min(dims.tokens.context) * dims.tokens.context;
+            with_tile(tiles, 2 * tile_len, |tile| {
+                let (scores, gradients) = tile.split_at_mut(tile_len);
+                for (member, dq) in dq.chunks_exact_mut(per_head).enumerate() {
+                    let which = (sequence, shared, member);
+                    backward_head(dims, which, [dq, dk, dv], saved, [scores, gradients]);
+                }
+            });
         });
     });
 }
@@ -124,16 +124,16 @@ pub(super) fn backward(dims: Heads, [dq, dk, dv]: [&mut [f32]; 3], saved: Saved<
 /// One query head; tiles run from the last, which sees every key and so writes all of `dk` and `dv` first.
 fn backward_head(
     dims: Heads,
-    (shared, member): (usize, usize),
+    (sequence, shared, member): (usize, usize, usize),
     [dq, dk, dv]: [&mut [f32]; 3],
     saved: Saved<'_>,
     [scores, gradients]: [&mut [f32]; 2],
 ) {
     let (context, heads, size, width) = (dims.tokens.context, dims.heads, dims.head_size, dims.width());
-    let per_head = context * size;
-    let (sequence, head) = (shared / dims.kv_heads, shared % dims.kv_heads * dims.group() + member);
-    let q = &saved.q[(sequence * heads + head) * per_head..][..per_head];
-    let (k, v) = (&saved.k[shared * per_head..][..per_head], &saved.v[shared * per_head..][..per_head]);
+    let head = shared * dims.group() + member;
+    let q = head_of(saved.qkv, dims, sequence, head);
+    let k = head_of(saved.qkv, dims, sequence, heads + shared);
+    let v = head_of(saved.qkv, dims, sequence, heads + dims.kv_heads + shared);
     for index in (0..context.div_ceil(TILE_ROWS)).rev() {
         let first = index * TILE_ROWS;
         let tile = Tile { first, rows: TILE_ROWS.min(context - first) };

@@ -20,9 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use crate::device::{Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
+use crate::device::{Clock, Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
+use crate::units::Seconds;
 
-use super::ops::{AdamWUpdate, Gated, Heads, Linear, Logits, Lookup, Norm, Ops, Write};
+use super::ops::{
+    AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Stretch, Totals, Write,
+};
 
 /// Elements that one task of an element-wise operation handles, about: 64 KiB, well inside a core's L2 cache.
 const PART: usize = 16 * 1024;
@@ -38,6 +41,23 @@ pub struct Cpu {
     threads: usize,
     pool: Arc<ThreadPool>,
     scratch: Scratch,
+    totals: Totals,
+}
+
+/// The tokens of a batch.
+#[derive(Debug)]
+pub struct HostTokens {
+    inputs: Box<[u32]>,
+    targets: Box<[u32]>,
+}
+
+/// AdamW's moments of one bucket.
+#[derive(Debug)]
+pub struct HostState {
+    m: Floats,
+    v: Floats,
+    /// Ranges of the bucket, in order, with whether decay touches them.
+    ranges: Vec<(Range<usize>, bool)>,
 }
 
 /// Memory that operations need while they run; none of it carries a value from one to the next.
@@ -45,6 +65,8 @@ pub struct Cpu {
 struct Scratch {
     /// For each thread of the pool: score tiles of attention.
     tiles: Vec<Mutex<Vec<f32>>>,
+    /// One sequence of queries, keys and values while they change their order.
+    sequence: Vec<f32>,
     /// Partial sums of one operation, a row for each part.
     partial: Vec<f32>,
     /// The same in double precision.
@@ -62,8 +84,8 @@ impl Cpu {
         let pool =
             ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("compute-{index}")).build()?;
         let tiles = (0..threads).map(|_| Mutex::new(Vec::new())).collect();
-        let scratch = Scratch { tiles, partial: Vec::new(), partial64: Vec::new() };
-        Ok(Self { threads, pool: Arc::new(pool), scratch })
+        let scratch = Scratch { tiles, sequence: Vec::new(), partial: Vec::new(), partial64: Vec::new() };
+        Ok(Self { threads, pool: Arc::new(pool), scratch, totals: Totals::default() })
     }
 
     /// The threads. Whoever runs a whole step inside [`ThreadPool::install`] saves a change of thread in each
@@ -91,21 +113,32 @@ fn with_tile<R>(tiles: &[Mutex<Vec<f32>>], len: usize, work: impl FnOnce(&mut [f
 
 impl Ops for Cpu {
     type Buf = Floats;
-    type Ids = Box<[u32]>;
+    type Tokens = HostTokens;
     type View<'a> = &'a [f32];
     type ViewMut<'a> = &'a mut [f32];
+    type State = HostState;
+    type Mark = Seconds;
+    type Outcome = Totals;
     type Error = Infallible;
 
-    fn zeros(&mut self, len: usize) -> Result<Floats, Infallible> {
+    const AHEAD: usize = 0;
+
+    fn zeros(&mut self, len: usize, _kind: Kind) -> Result<Floats, Infallible> {
         Ok(Floats::zeros(len))
     }
 
-    fn ids(&mut self, len: usize) -> Result<Box<[u32]>, Infallible> {
-        Ok(vec![0; len].into_boxed_slice())
+    fn sharing(&mut self, _other: &Floats, lens: &[usize]) -> Result<Vec<Floats>, Infallible> {
+        Ok(lens.iter().map(|len| Floats::zeros(*len)).collect())
     }
 
-    fn upload_ids(&mut self, ids: &mut Box<[u32]>, host: &[u32]) -> Result<(), Infallible> {
-        ids[..host.len()].copy_from_slice(host);
+    fn tokens(&mut self, dims: Lookup) -> Result<HostTokens, Infallible> {
+        let zeros = || vec![0; dims.rows].into_boxed_slice();
+        Ok(HostTokens { inputs: zeros(), targets: zeros() })
+    }
+
+    fn upload_tokens(&mut self, tokens: &mut HostTokens, inputs: &[u32], targets: &[u32]) -> Result<(), Infallible> {
+        tokens.inputs.copy_from_slice(inputs);
+        tokens.targets.copy_from_slice(targets);
         Ok(())
     }
 
@@ -119,6 +152,10 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn first_not_finite(&mut self, values: &[f32]) -> Result<Option<usize>, Infallible> {
+        Ok(values.iter().position(|value| !value.is_finite()))
+    }
+
     fn view(buf: &Floats, range: Range<usize>) -> &[f32] {
         &buf[range]
     }
@@ -127,8 +164,32 @@ impl Ops for Cpu {
         &mut buf[range]
     }
 
-    fn embed(&mut self, dims: Lookup, x: &mut Floats, table: &[f32], ids: &Box<[u32]>) -> Result<(), Infallible> {
-        self.pool.install(|| embedding::forward(dims, x, table, ids));
+    fn len(buf: &Floats) -> usize {
+        buf.len()
+    }
+
+    fn mark(&mut self) -> Result<Seconds, Infallible> {
+        Ok(Clock::monotonic())
+    }
+
+    fn wait(&mut self, _mark: &Seconds) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn between(&mut self, earlier: &Seconds, later: &Seconds) -> Result<Seconds, Infallible> {
+        Ok(*later - *earlier)
+    }
+
+    fn stretch(
+        &mut self,
+        _stretch: Stretch,
+        work: impl FnOnce(&mut Self) -> Result<(), Infallible>,
+    ) -> Result<(), Infallible> {
+        work(self)
+    }
+
+    fn embed(&mut self, dims: Lookup, x: &mut Floats, table: &[f32], tokens: &HostTokens) -> Result<(), Infallible> {
+        self.pool.install(|| embedding::forward(dims, x, table, &tokens.inputs));
         Ok(())
     }
 
@@ -138,9 +199,9 @@ impl Ops for Cpu {
         dtable: &mut [f32],
         write: Write,
         dx: &Floats,
-        ids: &Box<[u32]>,
+        tokens: &HostTokens,
     ) -> Result<(), Infallible> {
-        self.pool.install(|| embedding::backward(dims, dtable, write, dx, ids));
+        self.pool.install(|| embedding::backward(dims, dtable, write, dx, &tokens.inputs));
         Ok(())
     }
 
@@ -228,62 +289,34 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn rotary(
-        &mut self,
-        dims: Heads,
-        q: &mut Floats,
-        k: &mut Floats,
-        v: &mut Floats,
-        qkv: &Floats,
-        turns: &Floats,
-    ) -> Result<(), Infallible> {
-        self.pool.install(|| rotary::forward(dims, [q, k, v], qkv, turns));
+    fn rotary(&mut self, dims: Heads, qkv: &mut Floats, turns: &Floats) -> Result<(), Infallible> {
+        let scratch = &mut self.scratch.sequence;
+        self.pool.install(|| rotary::forward(dims, qkv, turns, scratch));
         Ok(())
     }
 
-    fn rotary_backward(
-        &mut self,
-        dims: Heads,
-        dqkv: &mut Floats,
-        dq: &Floats,
-        dk: &Floats,
-        dv: &Floats,
-        turns: &Floats,
-    ) -> Result<(), Infallible> {
-        self.pool.install(|| rotary::backward(dims, dqkv, [dq, dk, dv], turns));
+    fn rotary_backward(&mut self, dims: Heads, dqkv: &mut Floats, turns: &Floats) -> Result<(), Infallible> {
+        let scratch = &mut self.scratch.sequence;
+        self.pool.install(|| rotary::backward(dims, dqkv, turns, scratch));
         Ok(())
     }
 
-    fn attention(
-        &mut self,
-        dims: Heads,
-        att: &mut Floats,
-        lse: &mut Floats,
-        q: &Floats,
-        k: &Floats,
-        v: &Floats,
-    ) -> Result<(), Infallible> {
+    fn attention(&mut self, dims: Heads, att: &mut Floats, lse: &mut Floats, qkv: &Floats) -> Result<(), Infallible> {
         let tiles = &self.scratch.tiles;
-        self.pool.install(|| attention::forward(dims, att, lse, [q, k, v], tiles));
+        self.pool.install(|| attention::forward(dims, att, lse, qkv, tiles));
         Ok(())
     }
 
     fn attention_backward(
         &mut self,
         dims: Heads,
-        dq: &mut Floats,
-        dk: &mut Floats,
-        dv: &mut Floats,
+        dqkv: &mut Floats,
         datt: &Floats,
-        att: &Floats,
-        lse: &Floats,
-        q: &Floats,
-        k: &Floats,
-        v: &Floats,
+        saved: Attended<'_, Floats>,
     ) -> Result<(), Infallible> {
-        let saved = attention::Saved { datt, att, lse, q, k, v };
+        let saved = attention::Saved { datt, att: saved.att, lse: saved.lse, qkv: saved.qkv };
         let tiles = &self.scratch.tiles;
-        self.pool.install(|| attention::backward(dims, [dq, dk, dv], saved, tiles));
+        self.pool.install(|| attention::backward(dims, dqkv, saved, tiles));
         Ok(())
     }
 
@@ -292,14 +325,8 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn swiglu_backward(
-        &mut self,
-        dims: Gated,
-        dgate_up: &mut Floats,
-        dact: &Floats,
-        gate_up: &Floats,
-    ) -> Result<(), Infallible> {
-        self.pool.install(|| swiglu::backward(dims, dgate_up, dact, gate_up));
+    fn swiglu_backward(&mut self, dims: Gated, gate_up: &mut Floats, dact: &mut Floats) -> Result<(), Infallible> {
+        self.pool.install(|| swiglu::backward(dims, gate_up, dact));
         Ok(())
     }
 
@@ -308,31 +335,76 @@ impl Ops for Cpu {
         dims: Logits,
         losses: &mut Floats,
         logits: &mut Floats,
-        targets: &Box<[u32]>,
+        tokens: &HostTokens,
     ) -> Result<(), Infallible> {
-        self.pool.install(|| loss::cross_entropy(dims, losses, logits, targets));
+        self.pool.install(|| loss::cross_entropy(dims, losses, logits, &tokens.targets));
         Ok(())
     }
 
-    fn mean(&mut self, values: &Floats) -> Result<f64, Infallible> {
-        let sum: f64 = values.iter().map(|&value| f64::from(value)).sum();
-        Ok(sum / values.len() as f64)
+    fn begin_totals(&mut self) -> Result<(), Infallible> {
+        self.totals = Totals::default();
+        Ok(())
     }
 
-    fn sum_of_squares(&mut self, values: &Floats) -> Result<f64, Infallible> {
+    fn add_loss(&mut self, losses: &Floats, weight: f64) -> Result<(), Infallible> {
+        let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+        self.totals.loss += weight * sum / losses.len() as f64;
+        Ok(())
+    }
+
+    fn add_squares(&mut self, gradients: &Floats) -> Result<(), Infallible> {
         let partial = &mut self.scratch.partial64;
-        Ok(self.pool.install(|| adamw::sum_of_squares(values, partial)))
+        self.totals.squares += self.pool.install(|| adamw::sum_of_squares(gradients, partial));
+        Ok(())
+    }
+
+    fn outcome(&mut self) -> Result<Totals, Infallible> {
+        Ok(self.totals)
+    }
+
+    fn totals(&mut self, outcome: Totals) -> Result<Totals, Infallible> {
+        Ok(outcome)
+    }
+
+    fn state(&mut self, len: usize, gains: Vec<Range<usize>>) -> Result<HostState, Infallible> {
+        let mut ranges = Vec::with_capacity(2 * gains.len() + 1);
+        let mut next = 0;
+        for gain in gains {
+            ranges.push((next..gain.start, true));
+            next = gain.end;
+            ranges.push((gain, false));
+        }
+        ranges.push((next..len, true));
+        Ok(HostState { m: Floats::zeros(len), v: Floats::zeros(len), ranges })
     }
 
     fn adamw(
         &mut self,
-        update: AdamWUpdate,
-        weight: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        gradient: &[f32],
+        update: &AdamWUpdate,
+        weights: &mut Floats,
+        state: &mut HostState,
+        gradients: &Floats,
     ) -> Result<(), Infallible> {
-        self.pool.install(|| adamw::update(update, weight, m, v, gradient));
+        let Some(scale) = update.gradient_scale(self.totals.squares) else { return Ok(()) };
+        let HostState { m, v, ranges } = state;
+        for (range, decays) in ranges.iter().filter(|(range, _)| !range.is_empty()) {
+            let weight_decay = if *decays { update.weight_decay } else { 0.0 };
+            let update = AdamWUpdate { weight_decay, ..*update };
+            let range = range.clone();
+            let parts = [&mut weights[range.clone()], &mut m[range.clone()], &mut v[range.clone()]];
+            self.pool.install(|| adamw::update(&update, scale, parts, &gradients[range]));
+        }
+        Ok(())
+    }
+
+    fn master(
+        &mut self,
+        host: &mut [f32],
+        weights: &Floats,
+        _state: &HostState,
+        range: Range<usize>,
+    ) -> Result<(), Infallible> {
+        host.copy_from_slice(&weights[range]);
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
-//! Rotary positions, with the change between token-major and head-major order.
+//! Rotary positions, with the change between token-major and head-major order: attention reads a head as one range.
 
 use rayon::prelude::*;
 
 use crate::device::vectorised;
 use crate::train::ops::Heads;
 
-use super::part_rows;
+use super::{PART, part_rows, room};
 
 /// Which way a pair turns.
 #[derive(Clone, Copy)]
@@ -14,68 +14,59 @@ enum Turn {
     Back,
 }
 
-/// `qkv[B, T, (H + 2K), D]` to `q[B, H, T, D]`, `k[B, K, T, D]`, `v[B, K, T, D]`.
-pub(super) fn forward(dims: Heads, [q, k, v]: [&mut [f32]; 3], qkv: &[f32], turns: &[f32]) {
-    let Heads { heads, kv_heads, .. } = dims;
-    gather(dims, q, heads, 0, qkv, Some(turns));
-    gather(dims, k, kv_heads, heads, qkv, Some(turns));
-    gather(dims, v, kv_heads, heads + kv_heads, qkv, None);
-}
-
-/// `count` heads from the packed head `first` on, turned if there are `turns`.
-fn gather(dims: Heads, out: &mut [f32], count: usize, first: usize, qkv: &[f32], turns: Option<&[f32]>) {
+/// In place, a sequence at a time: `[T, (H + 2K), D]` becomes `[(H + 2K), T, D]`, queries and keys turned.
+pub(super) fn forward(dims: Heads, qkv: &mut [f32], turns: &[f32], scratch: &mut Vec<f32>) {
     let (context, size, stride) = (dims.tokens.context, dims.head_size, dims.packed_width());
-    let all = dims.tokens.batch * count * context * size;
-    out[..all].par_chunks_mut(context * size).enumerate().for_each(|(index, out)| {
-        let (sequence, head) = (index / count, index % count);
-        vectorised(
-            #[inline(always)]
-            || {
-                for (position, out) in out.chunks_exact_mut(size).enumerate() {
-                    let at = (sequence * context + position) * stride + (first + head) * size;
-                    match turns {
-                        Some(turns) => turn(out, &qkv[at..at + size], &turns[position * size..][..size], Turn::Forward),
-                        None => out.copy_from_slice(&qkv[at..at + size]),
-                    }
-                }
-            },
-        );
-    });
-}
-
-/// `dq`, `dk`, `dv` back to `dqkv[B, T, (H + 2K), D]`.
-pub(super) fn backward(dims: Heads, dqkv: &mut [f32], [dq, dk, dv]: [&[f32]; 3], turns: &[f32]) {
-    let Heads { tokens, heads, kv_heads, head_size: size } = dims;
-    let (context, stride) = (tokens.context, dims.packed_width());
-    let part = part_rows(stride);
-    dqkv[..tokens.rows() * stride].par_chunks_mut(part * stride).enumerate().for_each(|(index, rows)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (row, packed) in (index * part..).zip(rows.chunks_exact_mut(stride)) {
-                    let (sequence, position) = (row / context, row % context);
-                    let turns = &turns[position * size..][..size];
-                    let from = |src, count, head| head_row(src, count, (sequence, head, position), context, size);
-                    for (head, out) in packed.chunks_exact_mut(size).enumerate() {
-                        if head < heads {
-                            turn(out, from(dq, heads, head), turns, Turn::Back);
-                        } else if head < heads + kv_heads {
-                            turn(out, from(dk, kv_heads, head - heads), turns, Turn::Back);
+    let turned = dims.heads + dims.kv_heads;
+    for sequence in qkv[..dims.tokens.rows() * stride].chunks_exact_mut(context * stride) {
+        let packed = copy(sequence, scratch);
+        sequence.par_chunks_mut(context * size).enumerate().for_each(|(head, out)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (position, out) in out.chunks_exact_mut(size).enumerate() {
+                        let x = &packed[position * stride + head * size..][..size];
+                        if head < turned {
+                            turn(out, x, &turns[position * size..][..size], Turn::Forward);
                         } else {
-                            out.copy_from_slice(from(dv, kv_heads, head - heads - kv_heads));
+                            out.copy_from_slice(x);
                         }
                     }
-                }
-            },
-        );
-    });
+                },
+            );
+        });
+    }
 }
 
-/// `src[B, count, T, D]` at `(sequence, head, position)`.
-#[inline(always)]
-fn head_row(src: &[f32], count: usize, at: (usize, usize, usize), context: usize, size: usize) -> &[f32] {
-    let (sequence, head, position) = at;
-    &src[((sequence * count + head) * context + position) * size..][..size]
+/// The way back: `[(H + 2K), T, D]` becomes `[T, (H + 2K), D]`, queries and keys turned back.
+pub(super) fn backward(dims: Heads, dqkv: &mut [f32], turns: &[f32], scratch: &mut Vec<f32>) {
+    let (context, size, stride) = (dims.tokens.context, dims.head_size, dims.packed_width());
+    let turned = dims.heads + dims.kv_heads;
+    let part = part_rows(stride);
+    for sequence in dqkv[..dims.tokens.rows() * stride].chunks_exact_mut(context * stride) {
+        let by_head = copy(sequence, scratch);
+        sequence.par_chunks_mut(part * stride).enumerate().for_each(|(index, rows)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (position, row) in (index * part..).zip(rows.chunks_exact_mut(stride)) {
+                        let turns = &turns[position * size..][..size];
+                        for (head, out) in row.chunks_exact_mut(size).enumerate() {
+                            let x = &by_head[(head * context + position) * size..][..size];
+                            if head < turned { turn(out, x, turns, Turn::Back) } else { out.copy_from_slice(x) }
+                        }
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// A copy of `values` in `scratch`.
+fn copy<'a>(values: &[f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    let copied = room(scratch, values.len());
+    copied.par_chunks_mut(PART).zip(values.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
+    copied
 }
 
 /// Turns the pairs `(x[i], x[i + D/2])` by the angles of one position, `turns[D]`.

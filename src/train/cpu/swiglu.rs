@@ -28,21 +28,19 @@ pub(super) fn forward(dims: Gated, act: &mut [f32], gate_up: &[f32]) {
     });
 }
 
-/// `dgate_up[N, 2F]` from `dact[N, F]`: with `s = σ(gate)`, `dup = dact · gate · s` and
-/// `dgate = dact · up · s · (1 + gate · (1 − s))`.
-pub(super) fn backward(dims: Gated, dgate_up: &mut [f32], dact: &[f32], gate_up: &[f32]) {
+/// `gate_up[N, 2F]` becomes its gradient, and `dact[N, F]` becomes `act`: with `s = σ(gate)`, `dup = dact · gate · s`
+/// and `dgate = dact · up · s · (1 + gate · (1 − s))`.
+pub(super) fn backward(dims: Gated, gate_up: &mut [f32], dact: &mut [f32]) {
     let Gated { rows, ffn } = dims;
     let part = part_rows(2 * ffn);
-    let parts = dgate_up[..rows * 2 * ffn].par_chunks_mut(part * 2 * ffn).zip(dact.par_chunks(part * ffn));
-    parts.zip(gate_up.par_chunks(part * 2 * ffn)).for_each(|((dgate_up, dact), gate_up)| {
+    let parts = gate_up[..rows * 2 * ffn].par_chunks_mut(part * 2 * ffn).zip(dact.par_chunks_mut(part * ffn));
+    parts.for_each(|(gate_up, dact)| {
         vectorised(
             #[inline(always)]
             || {
-                let rows = dgate_up.chunks_exact_mut(2 * ffn).zip(dact.chunks_exact(ffn));
-                for ((dgate_up, dact), gate_up) in rows.zip(gate_up.chunks_exact(2 * ffn)) {
-                    let (dgate, dup) = dgate_up.split_at_mut(ffn);
-                    let (gate, up) = gate_up.split_at(ffn);
-                    backward_row([dgate, dup], dact, [gate, up]);
+                for (gate_up, dact) in gate_up.chunks_exact_mut(2 * ffn).zip(dact.chunks_exact_mut(ffn)) {
+                    let (gate, up) = gate_up.split_at_mut(ffn);
+                    backward_row(gate, up, dact);
                 }
             },
         );
@@ -52,12 +50,14 @@ pub(super) fn backward(dims: Gated, dgate_up: &mut [f32], dact: &[f32], gate_up:
 /// One row of the backward pass. A function of its own tells the compiler that its slices do not overlap, without
 /// which it gives up on vectors.
 #[inline(always)]
-fn backward_row([dgate, dup]: [&mut [f32]; 2], dact: &[f32], [gate, up]: [&[f32]; 2]) {
+fn backward_row(gates: &mut [f32], ups: &mut [f32], dact: &mut [f32]) {
     let len = dact.len();
-    let (dgate, dup, gate, up) = (&mut dgate[..len], &mut dup[..len], &gate[..len], &up[..len]);
+    let (gates, ups) = (&mut gates[..len], &mut ups[..len]);
     for index in 0..len {
-        let s = sigmoid(gate[index]);
-        dup[index] = dact[index] * gate[index] * s;
-        dgate[index] = dact[index] * up[index] * s * (1.0 + gate[index] * (1.0 - s));
+        let (gate, up, d) = (gates[index], ups[index], dact[index]);
+        let s = sigmoid(gate);
+        ups[index] = d * gate * s;
+        gates[index] = d * up * s * (1.0 + gate * (1.0 - s));
+        dact[index] = gate * s * up;
     }
 }

@@ -3,12 +3,14 @@
 //! Destinations begin as NaN, and scratch memory holds NaN before each call: what is not written shows.
 
 use crate::device::Floats;
-use crate::train::ops::{AdamWUpdate, Gated, Heads, Linear, Logits, Lookup, NORM_EPSILON, Norm, Ops, Sequences, Write};
+use crate::train::ops::{
+    AdamWUpdate, Attended, Gated, Heads, Linear, Logits, Lookup, NORM_EPSILON, Norm, Ops, Sequences, Write,
+};
 use crate::train::reference::{self, differences};
 use crate::train::seed::{Purpose, generator, normal, uniform};
 use crate::train::testing::close;
 
-use super::Cpu;
+use super::{Cpu, HostTokens};
 
 /// Tolerance of values: absolute and relative.
 const VALUE: (f64, f64) = (2e-6, 2e-5);
@@ -19,6 +21,7 @@ const GRADIENT: (f64, f64) = (5e-6, 1e-4);
 fn cpu() -> Cpu {
     let mut cpu = Cpu::new(2).unwrap();
     cpu.scratch.partial = vec![f32::NAN; 1 << 12];
+    cpu.scratch.sequence = vec![f32::NAN; 1 << 12];
     cpu.scratch.partial64 = vec![f64::NAN; 1 << 8];
     cpu.scratch.tiles.iter_mut().for_each(|tile| *tile.get_mut().unwrap() = vec![f32::NAN; 1 << 16]);
     cpu
@@ -34,6 +37,11 @@ fn random(stream: u64, len: usize) -> Floats {
 fn random_ids(stream: u64, len: usize, bound: usize) -> Box<[u32]> {
     let mut random = generator(2, Purpose::Sample, stream);
     (0..len).map(|_| (uniform(&mut random) * bound as f64) as u32).collect()
+}
+
+/// Tokens whose ids and targets are both `ids`.
+fn tokens(ids: &[u32]) -> HostTokens {
+    HostTokens { inputs: ids.into(), targets: ids.into() }
 }
 
 fn poisoned(len: usize) -> Floats {
@@ -92,7 +100,8 @@ fn embedding_and_its_gradient() {
         let (table, dx) = (random(0, vocabulary * width), random(1, rows * width));
         let ids = random_ids(2, rows, vocabulary);
         let mut x = poisoned(rows * width);
-        cpu.embed(dims, &mut x, &table, &ids).unwrap();
+        let tokens = tokens(&ids);
+        cpu.embed(dims, &mut x, &table, &tokens).unwrap();
         let mut sums = vec![0.0; vocabulary * width];
         for (row, &id) in ids.iter().enumerate() {
             for column in 0..width {
@@ -101,9 +110,9 @@ fn embedding_and_its_gradient() {
             }
         }
         let mut dtable = poisoned(vocabulary * width);
-        cpu.embed_backward(dims, &mut dtable, Write::Overwrite, &dx, &ids).unwrap();
+        cpu.embed_backward(dims, &mut dtable, Write::Overwrite, &dx, &tokens).unwrap();
         all_close("dtable", &dtable, &sums, GRADIENT);
-        cpu.embed_backward(dims, &mut dtable, Write::Accumulate, &dx, &ids).unwrap();
+        cpu.embed_backward(dims, &mut dtable, Write::Accumulate, &dx, &tokens).unwrap();
         sums.iter_mut().for_each(|sum| *sum *= 2.0);
         all_close("dtable twice", &dtable, &sums, GRADIENT);
     }
@@ -165,43 +174,73 @@ fn lengths(dims: Heads) -> (usize, usize) {
     (per_head * dims.heads, per_head * dims.kv_heads)
 }
 
+/// Queries, keys and values in head-major order, a sequence after another, as the CPU's attention reads them.
+fn by_head(dims: Heads, parts: [&[f32]; 3]) -> Floats {
+    let per_head = dims.tokens.context * dims.head_size;
+    let counts = [dims.heads, dims.kv_heads, dims.kv_heads];
+    let sequences = (0..dims.tokens.batch).flat_map(|sequence| {
+        parts
+            .into_iter()
+            .zip(counts)
+            .flat_map(move |(part, count)| part[sequence * count * per_head..][..count * per_head].iter().copied())
+    });
+    floats(&sequences.collect::<Vec<_>>())
+}
+
+/// The three parts of what [`by_head`] made: `q[B, H, T, D]`, `k[B, K, T, D]` and `v[B, K, T, D]`.
+fn parts(dims: Heads, qkv: &[f32]) -> [Floats; 3] {
+    let per_head = dims.tokens.context * dims.head_size;
+    let firsts = [0, dims.heads, dims.heads + dims.kv_heads];
+    let counts = [dims.heads, dims.kv_heads, dims.kv_heads];
+    [0, 1, 2].map(|part| {
+        let sequences = qkv.chunks_exact(dims.tokens.context * dims.packed_width());
+        let heads = sequences.flat_map(|qkv| qkv[firsts[part] * per_head..][..counts[part] * per_head].to_vec());
+        floats(&heads.collect::<Vec<_>>())
+    })
+}
+
+fn floats(values: &[f32]) -> Floats {
+    let mut floats = Floats::zeros(values.len());
+    floats.copy_from_slice(values);
+    floats
+}
+
 #[test]
 fn rotary_positions_and_their_gradient() {
     let mut cpu = cpu();
     for dims in HEADS.map(heads) {
         let (q_len, kv_len) = lengths(dims);
-        let turns = crate::train::decoder::turns(dims.tokens.context, dims.head_size);
-        let mut table = Floats::zeros(turns.len());
-        table.copy_from_slice(&turns);
-        let qkv = random(0, q_len + 2 * kv_len);
-        let (mut q, mut k, mut v) = (poisoned(q_len), poisoned(kv_len), poisoned(kv_len));
-        cpu.rotary(dims, &mut q, &mut k, &mut v, &qkv, &table).unwrap();
-        for (got, wanted) in [&q, &k, &v].into_iter().zip(reference::rotary(dims, &wide(&qkv))) {
+        let table = floats(&crate::train::decoder::turns(dims.tokens.context, dims.head_size));
+        let packed = random(0, q_len + 2 * kv_len);
+        let mut qkv = floats(&packed);
+        cpu.rotary(dims, &mut qkv, &table).unwrap();
+        for (got, wanted) in parts(dims, &qkv).iter().zip(reference::rotary(dims, &wide(&packed))) {
             all_close("turned", got, &wanted, VALUE);
         }
 
         let (dq, dk, dv) = (random(1, q_len), random(2, kv_len), random(3, kv_len));
-        let wanted = differences(&wide(&qkv), |qkv| {
+        let wanted = differences(&wide(&packed), |qkv| {
             let [q, k, v] = reference::rotary(dims, qkv);
             dot(&q, &dq) + dot(&k, &dk) + dot(&v, &dv)
         });
-        let mut dqkv = poisoned(q_len + 2 * kv_len);
-        cpu.rotary_backward(dims, &mut dqkv, &dq, &dk, &dv, &table).unwrap();
+        let mut dqkv = by_head(dims, [&dq, &dk, &dv]);
+        cpu.rotary_backward(dims, &mut dqkv, &table).unwrap();
         all_close("dqkv", &dqkv, &wanted, GRADIENT);
     }
 }
 
 /// Runs both passes of attention; checks values, and gives the gradients of `q`, `k` and `v`.
 fn attend(cpu: &mut Cpu, dims: Heads, [q, k, v, datt]: [&Floats; 4]) -> [Floats; 3] {
-    let (q_len, kv_len) = lengths(dims);
-    let (mut att, mut lse) = (poisoned(q_len), poisoned(dims.tokens.rows() * dims.heads));
-    cpu.attention(dims, &mut att, &mut lse, q, k, v).unwrap();
+    let qkv = by_head(dims, [q, k, v]);
+    let (mut att, mut lse) = (poisoned(q.len()), poisoned(dims.tokens.rows() * dims.heads));
+    cpu.attention(dims, &mut att, &mut lse, &qkv).unwrap();
     let (wanted_att, wanted_lse) = reference::attention(dims, &wide(q), &wide(k), &wide(v));
     all_close("att", &att, &wanted_att, VALUE);
     all_close("lse", &lse, &wanted_lse, VALUE);
-    let (mut dq, mut dk, mut dv) = (poisoned(q_len), poisoned(kv_len), poisoned(kv_len));
-    cpu.attention_backward(dims, &mut dq, &mut dk, &mut dv, datt, &att, &lse, q, k, v).unwrap();
-    [dq, dk, dv]
+    let mut dqkv = poisoned(qkv.len());
+    let saved = Attended { att: &att, lse: &lse, qkv: &qkv };
+    cpu.attention_backward(dims, &mut dqkv, datt, saved).unwrap();
+    parts(dims, &dqkv)
 }
 
 #[test]
@@ -258,9 +297,10 @@ fn swiglu_and_its_gradient() {
         cpu.swiglu(dims, &mut act, &gate_up).unwrap();
         all_close("act", &act, &reference::swiglu(dims, &wide(&gate_up)), VALUE);
         let wanted = differences(&wide(&gate_up), |gate_up| dot(&reference::swiglu(dims, gate_up), &dact));
-        let mut dgate_up = poisoned(rows * 2 * ffn);
-        cpu.swiglu_backward(dims, &mut dgate_up, &dact, &gate_up).unwrap();
-        all_close("dgate_up", &dgate_up, &wanted, GRADIENT);
+        let mut again = floats(&dact);
+        cpu.swiglu_backward(dims, &mut gate_up, &mut again).unwrap();
+        all_close("dgate_up", &gate_up, &wanted, GRADIENT);
+        all_close("act again", &again, &wide(&act), VALUE);
     }
 }
 
@@ -276,11 +316,13 @@ fn cross_entropy_and_its_gradient() {
         let (wanted_losses, wanted) =
             (reference::losses(dims, &wide(&logits), &targets), differences(&wide(&logits), mean));
         let mut losses = poisoned(rows);
-        cpu.cross_entropy(dims, &mut losses, &mut logits, &targets).unwrap();
+        cpu.cross_entropy(dims, &mut losses, &mut logits, &tokens(&targets)).unwrap();
         all_close("losses", &losses, &wanted_losses, VALUE);
         all_close("dlogits", &logits, &wanted, GRADIENT);
-        let mean = cpu.mean(&losses).unwrap();
-        close("mean", mean, wanted_losses.iter().sum::<f64>() / rows as f64, 1e-6, 1e-6);
+        cpu.begin_totals().unwrap();
+        cpu.add_loss(&losses, 0.5).unwrap();
+        cpu.add_loss(&losses, 0.5).unwrap();
+        close("mean", cpu.outcome().unwrap().loss, wanted_losses.iter().sum::<f64>() / rows as f64, 1e-6, 1e-6);
     }
 }
 
@@ -291,7 +333,7 @@ fn logits_far_apart_neither_overflow_nor_vanish() {
     logits.copy_from_slice(&[1e4, -1e4, 0.0]);
     let mut losses = poisoned(1);
     let targets: Box<[u32]> = [1].into();
-    cpu().cross_entropy(dims, &mut losses, &mut logits, &targets).unwrap();
+    cpu().cross_entropy(dims, &mut losses, &mut logits, &tokens(&targets)).unwrap();
     assert_eq!((losses[0], &*logits), (2e4, &[1.0, -1.0, 0.0][..]));
 }
 
@@ -301,20 +343,30 @@ fn sums_of_squares_are_those_of_f64_and_repeat() {
     for len in [0, 1, 33, 16_384, 50_001] {
         let values = random(0, len);
         let wanted: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
-        let got = cpu.sum_of_squares(&values).unwrap();
+        let mut sum = || {
+            cpu.begin_totals().unwrap();
+            cpu.add_squares(&values).unwrap();
+            cpu.outcome().unwrap().squares
+        };
+        let got = sum();
         close("sum of squares", got, wanted, 0.0, 1e-6);
-        assert_eq!(got.to_bits(), cpu.sum_of_squares(&values).unwrap().to_bits());
+        assert_eq!(got.to_bits(), sum().to_bits());
     }
 }
 
 #[test]
-fn adamw_follows_its_paper() {
+fn adamw_follows_its_paper_and_spares_gains() {
     let mut cpu = cpu();
     let len = 20_003;
+    let gains = [5..40, 19_000..19_500];
     let (weight, gradient) = (random(0, len), random(1, len));
-    let (mut w, mut m, mut v) = (random(0, len), Floats::zeros(len), Floats::zeros(len));
-    let (rate, decay, beta1, beta2, epsilon, scale) = (1e-2, 0.1, 0.9, 0.95, 1e-8, 0.25);
+    let mut w = random(0, len);
+    let mut state = cpu.state(len, gains.to_vec()).unwrap();
+    let (rate, decay, beta1, beta2, epsilon, mean) = (1e-2, 0.1, 0.9, 0.95, 1e-8, 0.25);
     let mut wanted: Vec<[f64; 3]> = wide(&weight).into_iter().map(|weight| [weight, 0.0, 0.0]).collect();
+    cpu.begin_totals().unwrap();
+    cpu.add_squares(&gradient).unwrap();
+    let norm = mean * wide(&gradient).iter().map(|value| value * value).sum::<f64>().sqrt();
     for step in 1..=3 {
         let (bias1, bias2) = (1.0 - f64::powi(beta1, step), 1.0 - f64::powi(beta2, step));
         let update = AdamWUpdate {
@@ -325,19 +377,46 @@ fn adamw_follows_its_paper() {
             epsilon: epsilon as f32,
             bias1: bias1 as f32,
             bias2: bias2 as f32,
-            gradient_scale: scale as f32,
+            mean,
+            clip_norm: Some(norm / 2.0),
         };
-        cpu.adamw(update, &mut w, &mut m, &mut v, &gradient).unwrap();
-        for ([w, m, v], &gradient) in wanted.iter_mut().zip(gradient.iter()) {
-            let gradient = scale * f64::from(gradient);
-            *w -= rate * decay * *w;
+        cpu.adamw(&update, &mut w, &mut state, &gradient).unwrap();
+        for (index, ([w, m, v], &gradient)) in wanted.iter_mut().zip(gradient.iter()).enumerate() {
+            let gradient = mean / 2.0 * f64::from(gradient);
+            if !gains.iter().any(|gain| gain.contains(&index)) {
+                *w -= rate * decay * *w;
+            }
             *m = beta1 * *m + (1.0 - beta1) * gradient;
             *v = beta2 * *v + (1.0 - beta2) * gradient * gradient;
             *w -= rate * (*m / bias1) / ((*v / bias2).sqrt() + epsilon);
         }
     }
-    for (index, got) in [&w, &m, &v].into_iter().enumerate() {
+    for (index, got) in [&w, &state.m, &state.v].into_iter().enumerate() {
         let wanted: Vec<f64> = wanted.iter().map(|state| state[index]).collect();
         all_close(["weight", "m", "v"][index], got, &wanted, (1e-6, 2e-5));
     }
+}
+
+#[test]
+fn a_gradient_that_is_no_number_changes_nothing() {
+    let mut cpu = cpu();
+    let (mut w, mut gradient) = (random(0, 100), random(1, 100));
+    gradient[17] = f32::NAN;
+    let mut state = cpu.state(100, Vec::new()).unwrap();
+    cpu.begin_totals().unwrap();
+    cpu.add_squares(&gradient).unwrap();
+    let update = AdamWUpdate {
+        learning_rate: 0.1,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        bias1: 0.1,
+        bias2: 0.05,
+        mean: 1.0,
+        clip_norm: None,
+    };
+    cpu.adamw(&update, &mut w, &mut state, &gradient).unwrap();
+    assert_eq!(&*w, &*random(0, 100));
+    assert!(state.m.iter().chain(&*state.v).all(|&moment| moment == 0.0));
 }
