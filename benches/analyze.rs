@@ -63,6 +63,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
             context: 256,
             accumulate: 1,
             recompute: false,
+            deterministic: false,
             steps: STEPS,
             precision: Precision::F32,
             data: DataSource::Synthetic,

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         context: context.parse()?,
         accumulate: 1,
         recompute: false,
+        deterministic: false,
         steps: steps.parse()?,
         precision: Precision::F32,
         data: DataSource::Synthetic,

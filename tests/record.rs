@@ -40,6 +40,7 @@ fn config() -> TrainConfig {
         context: 64,
         accumulate: 1,
         recompute: false,
+        deterministic: false,
         steps: 3,
         precision: Precision::F32,
         data: DataSource::Synthetic,

@@ -59,6 +59,7 @@ fn plan() -> Plan {
             context: 64,
             accumulate: 1,
             recompute: false,
+            deterministic: false,
             steps: STEPS,
             precision: Precision::F32,
             data: DataSource::Synthetic,

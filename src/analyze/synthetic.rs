@@ -336,6 +336,7 @@ fn config(shape: crate::model::Shape, steps: usize) -> TrainConfig {
         batch: 8,
         context: 128,
         recompute: false,
+        deterministic: false,
         accumulate: 1,
         steps,
         precision: Precision::F32,

@@ -7,6 +7,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use thiserror::Error;
 
 use crate::analyze::AnalyzeError;
+use crate::device::cuda::CudaError;
 use crate::launch::LaunchError;
 use crate::model::UnknownModel;
 use crate::record::RecordError;
@@ -52,15 +53,12 @@ pub(super) enum CliError {
     /// The flags ask for something that cannot be.
     #[error("{0}")]
     Usage(String),
-    /// This version has no trainer for the device.
-    #[error("this rigscale trains on CPU cores only, and {why}")]
+    /// No GPU can be trained on.
+    #[error("could not use a GPU")]
     #[diagnostic(help(
-        "`--device cpu` trains on the cores beside the GPUs: it tests method and program, and says nothing about GPUs"
+        "`--device cpu` trains on the cores of the host: it tests method and program, and says nothing about GPUs"
     ))]
-    NoCuda {
-        /// Why CUDA was chosen.
-        why: &'static str,
-    },
+    Cuda(#[from] CudaError),
     /// stdout or the signal handler.
     #[error("could not {attempt}")]
     Terminal {
@@ -87,7 +85,7 @@ impl CliError {
             Self::Record(error) if error.is_input() => Exit::Usage,
             Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
             Self::Model(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
-            Self::NoCuda { .. } => Exit::Inconclusive,
+            Self::Cuda(_) => Exit::Fault,
             Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
         }
     }

@@ -6,6 +6,7 @@ mod analyze;
 mod capture;
 mod error;
 mod exit;
+mod floor;
 mod look;
 mod models;
 mod output;
@@ -58,6 +59,7 @@ enum Command {
     Rules(rules::Args),
     Models(models::Args),
     Train(train::Args),
+    Floor(floor::Args),
     Analyze(analyze::Args),
     Report(report::Args),
     /// One rank of a trial; started by the launcher, which speaks to it over its stdin and stdout
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Rules(args) => rules::run(args, &out).map_err(CliError::from),
         Command::Models(args) => models::run(args, &out),
         Command::Train(args) => train::run(args, &out),
+        Command::Floor(args) => floor::run(args, &out),
         Command::Analyze(args) => analyze::run(args, &out),
         Command::Report(args) => report::run(args, &out),
         Command::Rank => return crate::launch::rank_main(),

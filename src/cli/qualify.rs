@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
 fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
     let launches = args.launches.unwrap_or(if args.quick { 3 } else { 5 });
     let budget = args.budget.unwrap_or(if args.quick { Seconds(120.0) } else { Seconds(900.0) });
-    let config = args.workload.config()?;
+    let config = args.workload.config(device)?;
     let order_seed = config.seed;
     Ok(Wanted {
         device,
@@ -151,7 +151,7 @@ fn parse_field(text: &str) -> Result<Field, String> {
 }
 
 /// `90s`, `15m` or `2h`: without a unit nobody knows which was meant.
-fn parse_duration(text: &str) -> Result<Seconds, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Seconds, String> {
     let digits = text.strip_suffix(['s', 'm', 'h']).unwrap_or_default();
     let factor = match &text[digits.len()..] {
         "h" => 3600.0,

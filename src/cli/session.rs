@@ -5,12 +5,13 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::launch::{Fit, Launcher, cpu_shares};
+use crate::device::cuda::cuda_gpus;
+use crate::launch::{Fit, GpuPlace, Launcher, cpu_shares, gpu_shares};
 use crate::record::{DataSource, Device, RunFolder};
-use crate::topology::Topology;
+use crate::topology::{PciAddress, Topology};
 
 use super::look::Look;
-use super::workload::{Compute, Workload};
+use super::workload::Workload;
 use super::{CliError, Output};
 
 /// Where run folders go if the user names none.
@@ -37,7 +38,7 @@ impl Session {
     /// # Errors
     /// The device cannot be trained on, the folder not written, or the machine not look.
     pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
-        let config = workload.config()?;
+        let config = workload.config(Device::Cpu)?;
         if let DataSource::File { path, .. } = &config.data {
             File::open(path).map_err(|error| CliError::Usage(format!("--data {path}: {error}")))?;
         }
@@ -45,14 +46,13 @@ impl Session {
         let look = Look::live()?;
         let nvidia = look.topology.has_nvidia_gpu();
         let device = workload.device.on(nvidia);
-        if device == Device::Cuda {
-            let why = match workload.device {
-                Compute::Cuda => "--device cuda asks for GPUs",
-                _ => "this machine has NVIDIA GPUs, which --device auto would train on",
-            };
-            return Err(CliError::NoCuda { why });
-        }
-        let fit = cpu_shares(&look.topology.cores(), &workload.world);
+        let fit = match device {
+            Device::Cpu => cpu_shares(&look.topology.cores(), &workload.world),
+            Device::Cuda => {
+                let gpus = chosen(&workload.gpus, &cuda_gpus()?)?;
+                gpu_shares(&places(&gpus, &look.topology), &look.topology.cores(), &workload.world)
+            }
+        };
         if fit.worlds.is_empty() {
             let why: Vec<&str> = fit.skipped.iter().map(|skipped| skipped.why.as_str()).collect();
             return Err(CliError::Usage(format!("--world: nothing that was asked for fits: {}", why.join("; "))));
@@ -68,10 +68,15 @@ impl Session {
     /// Says on what will be trained.
     pub(super) fn announce(&self, out: &Output) {
         let cores = self.fit.shares.first().map_or(0, |share| share.cpus.len());
-        out.remark(format!(
-            "no NVIDIA GPU will take part: ranks run on {cores} CPU{} each, which says nothing about GPUs",
-            if cores == 1 { "" } else { "s" }
-        ));
+        let gpus: Vec<&str> = self.fit.shares.iter().filter_map(|share| share.gpu.as_deref()).collect();
+        if gpus.is_empty() {
+            out.remark(format!(
+                "no NVIDIA GPU will take part: ranks run on {cores} CPU{} each, which says nothing about GPUs",
+                if cores == 1 { "" } else { "s" }
+            ));
+        } else {
+            out.remark(format!("ranks run on the GPU at {}", gpus.join(", ")));
+        }
         out.remark(format!("run folder: {}", self.folder.path().display()));
     }
 
@@ -87,6 +92,33 @@ impl Session {
         }
         software
     }
+}
+
+/// The GPUs that the user named among those that CUDA shows: addresses, a number of them, or all.
+fn chosen(asked: &[String], shown: &[PciAddress]) -> Result<Vec<PciAddress>, CliError> {
+    if let [count] = asked
+        && let Ok(count) = count.parse::<usize>()
+    {
+        if (1..=shown.len()).contains(&count) {
+            return Ok(shown[..count].to_vec());
+        }
+        return Err(CliError::Usage(format!("--gpus {count}: CUDA shows {} to this process", shown.len())));
+    }
+    if asked.is_empty() {
+        return Ok(shown.to_vec());
+    }
+    let list = || shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let find = |text: &String| {
+        let address = text.parse().ok().filter(|address| shown.contains(address));
+        address.ok_or_else(|| CliError::Usage(format!("--gpus {text}: CUDA shows {} to this process", list())))
+    };
+    asked.iter().map(find).collect()
+}
+
+/// Where GPUs are, by what was probed.
+fn places(gpus: &[PciAddress], topology: &Topology) -> Vec<GpuPlace> {
+    let node = |address: &PciAddress| topology.gpus.iter().find(|gpu| gpu.address == *address)?.numa_node.clone().ok();
+    gpus.iter().map(|address| GpuPlace { address: *address, numa_node: node(address) }).collect()
 }
 
 /// A flag that Ctrl-C sets. A second Ctrl-C ends the process at once; its ranks die with it.

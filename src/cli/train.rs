@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     session.announce(out);
     let stop = interruptible()?;
     let launcher = session.launcher(stop);
-    let mut config = args.workload.config()?;
+    let mut config = args.workload.config(session.device)?;
     config.steps = args.workload.steps.unwrap_or(STEPS) as usize;
     let wanted = Wanted {
         device: session.device,

@@ -20,17 +20,21 @@ pub(super) struct Workload {
     #[arg(long, value_enum, default_value_t = Compute::Auto)]
     pub(super) device: Compute,
 
-    /// Model to train; `rigscale models` lists them
-    #[arg(long, value_name = "NAME", default_value = "llama-15m")]
-    pub(super) model: String,
+    /// GPUs to use: how many, or their PCI addresses separated by commas; all if not given
+    #[arg(long, value_name = "COUNT|LIST", value_delimiter = ',')]
+    pub(super) gpus: Vec<String>,
 
-    /// Sequences per rank and micro-step
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(super) batch: u32,
+    /// Model to train, as `rigscale models` lists them; llama-125m on GPUs and llama-15m on the CPU if not given
+    #[arg(long, value_name = "NAME")]
+    pub(super) model: Option<String>,
 
-    /// Tokens per sequence
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=131_072))]
-    pub(super) context: u32,
+    /// Sequences per rank and micro-step; 8 on GPUs and 1 on the CPU if not given
+    #[arg(long, value_name = "SEQUENCES", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(super) batch: Option<u32>,
+
+    /// Tokens per sequence; 2048 on GPUs and 128 on the CPU if not given
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub(super) context: Option<u32>,
 
     /// Micro-steps per optimizer step; 1 is the canonical case
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4_096))]
@@ -40,6 +44,10 @@ pub(super) struct Workload {
     /// arithmetic
     #[arg(long)]
     pub(super) recompute: bool,
+
+    /// Take only operations that give the same bits for the same seed; on GPUs attention is slower then
+    #[arg(long)]
+    pub(super) deterministic: bool,
 
     /// Optimizer steps of each trial; chosen to fit the time budget if not given
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
@@ -101,12 +109,16 @@ impl Compute {
 }
 
 impl Workload {
-    /// The training that these flags ask for; `steps` is 0 where the plan shall choose.
+    /// The training that these flags ask for on `device`; `steps` is 0 where the plan shall choose.
     ///
     /// # Errors
     /// No preset has that name.
-    pub(super) fn config(&self) -> Result<TrainConfig, UnknownModel> {
-        let preset = preset(&self.model)?;
+    pub(super) fn config(&self, device: Device) -> Result<TrainConfig, UnknownModel> {
+        let (model, batch, context, precision) = match device {
+            Device::Cpu => ("llama-15m", 1, 128, Precision::F32),
+            Device::Cuda => ("llama-125m", 8, 2048, Precision::Bf16),
+        };
+        let preset = preset(self.model.as_deref().unwrap_or(model))?;
         let data = match &self.data {
             None => DataSource::Synthetic,
             Some(path) => DataSource::File { path: path.clone(), token_bytes: self.token_bytes },
@@ -114,12 +126,13 @@ impl Workload {
         Ok(TrainConfig {
             model: preset.name.into(),
             shape: preset.shape,
-            batch: self.batch as usize,
-            context: self.context as usize,
+            batch: self.batch.unwrap_or(batch) as usize,
+            context: self.context.unwrap_or(context) as usize,
             accumulate: self.accumulate as usize,
             recompute: self.recompute,
+            deterministic: self.deterministic,
             steps: self.steps.unwrap_or(0) as usize,
-            precision: Precision::F32,
+            precision,
             data,
             seed: self.seed,
             learning_rate: self.learning_rate,

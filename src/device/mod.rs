@@ -1,10 +1,11 @@
-//! The only unsafe code: shared memory between processes, and later CUDA and its libraries; NVML, affinity.
+//! The only unsafe code: shared memory between processes, CUDA and its libraries, NVML, affinity.
 //! Knows raw handles and ordinals; hides them behind typed, checked calls.
 //! Never decides what to measure, and never panics on what a driver answers.
 #![allow(unsafe_code, reason = "this room is where unsafe code lives")]
 
 mod affinity;
 mod clock;
+pub mod cuda;
 mod error;
 mod floats;
 mod host;

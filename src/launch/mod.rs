@@ -15,4 +15,4 @@ pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
 pub use plan::{Wanted, extended, plan};
 pub use rank::rank_main;
-pub use shares::{Fit, cpu_shares, shares_of};
+pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares, shares_of};

@@ -236,6 +236,7 @@ mod tests {
                 batch: 2,
                 context: 64,
                 recompute: false,
+                deterministic: false,
                 accumulate: 1,
                 steps: 0,
                 precision: Precision::F32,

@@ -12,8 +12,10 @@ use std::time::Duration;
 use crate::comm::{CommError, Shm, Solo};
 use crate::device::{self, Clock, CpuTimes, Floats};
 use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
-use crate::train::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, gradient_bucket_lengths};
-use crate::units::{Bytes, Seconds};
+use crate::train::{
+    DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, Training, gradient_bucket_lengths,
+};
+use crate::units::Seconds;
 
 use super::error::chain;
 use super::message::{Assignment, Cause, Exchange, Message, Order};
@@ -54,9 +56,10 @@ impl GaveUp {
 impl From<TrainError> for GaveUp {
     fn from(error: TrainError) -> Self {
         match &error {
-            TrainError::Setting { .. } | TrainError::Memory { .. } | TrainError::Data(_) => {
-                Self::new(Cause::Input, &error)
-            }
+            TrainError::Setting { .. }
+            | TrainError::Memory { .. }
+            | TrainError::GpuMemory { .. }
+            | TrainError::Data(_) => Self::new(Cause::Input, &error),
             TrainError::Exchange { source: ExchangeError::Comm(comm), .. } => Self::of_comm(comm, &error),
             TrainError::Diverged { .. } => Self::new(Cause::Diverged, &error),
             _ => Self::new(Cause::Other, &error),
@@ -116,13 +119,14 @@ pub fn rank_main() -> ExitCode {
     }
 }
 
-fn live(assignment: Assignment) -> Result<(), GaveUp> {
+fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
     device::pin_to(&assignment.head.share.cpus).map_err(GaveUp::other)?;
     let (go, released) = mpsc::sync_channel(1);
     let ordered = Ordered::default();
     obey(go, ordered.clone(), assignment.limits.stop_s)?;
-    let mut trainer = trainer(&assignment)?;
+    let mut training = training(&assignment)?;
+    assignment.head.software.extend(training.software());
     let writer = RankWriter::create(&assignment.file, &assignment.head)?;
     say(&Message::Ready);
     if released.recv().is_err() {
@@ -133,7 +137,7 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
         thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
     let cpus = &assignment.head.share.cpus;
     let times = CpuTimes::now(cpus);
-    let trained = steps(&assignment, &mut trainer, &record, &ordered);
+    let trained = steps(&assignment, &mut training, &record, &ordered);
     drop(record);
     let writer = keeper.join().map_err(|_| GaveUp::other(io::Error::other("the recorder panicked")))??;
     let reason = match (&trained, ordered.to_end()) {
@@ -142,7 +146,7 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
         (Err(_), None) => EndReason::Failed,
     };
     let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
-    let end = end(&mut trainer, reason, writer.steps(), stolen)?;
+    let end = end(&mut training, reason, writer.steps(), stolen)?;
     writer.end(&end)?;
     match trained {
         Err(error) if reason == EndReason::Failed => return Err(error),
@@ -154,22 +158,30 @@ fn live(assignment: Assignment) -> Result<(), GaveUp> {
 
 fn steps(
     assignment: &Assignment,
-    trainer: &mut Trainer,
+    training: &mut Training,
     record: &SyncSender<StepRecord>,
     ordered: &Ordered,
 ) -> Result<EndReason, GaveUp> {
     let clock = Clock::since(assignment.head.epoch_s);
+    let mut reason = EndReason::Completed;
     for _ in 0..assignment.head.config.steps {
-        if let Some(reason) = ordered.to_end() {
+        if let Some(ordered) = ordered.to_end() {
+            reason = ordered;
+            break;
+        }
+        // where the recorder is gone, its own error says why
+        if let Some(step) = training.advance(&clock)?
+            && record.send(step).is_err()
+        {
             return Ok(reason);
         }
-        let step = trainer.step(&clock)?;
+    }
+    while let Some(step) = training.finish()? {
         if record.send(step).is_err() {
-            // the recorder is gone; its own error says why
             break;
         }
     }
-    Ok(EndReason::Completed)
+    Ok(reason)
 }
 
 /// Writes each step and then says so. Ends when the training does, or when the disk refuses.
@@ -181,19 +193,24 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
     Ok(writer)
 }
 
-fn end(trainer: &mut Trainer, reason: EndReason, steps: usize, stolen: Option<f64>) -> Result<RunEnd, GaveUp> {
+fn end(training: &mut Training, reason: EndReason, steps: usize, stolen: Option<f64>) -> Result<RunEnd, GaveUp> {
     Ok(RunEnd {
         reason,
         steps,
-        parameters_sha256: trainer.parameters_sha256()?,
-        peak_memory_bytes: device::peak_resident().unwrap_or(Bytes(0)),
+        parameters_sha256: training.parameters_sha256()?,
+        peak_memory_bytes: training.peak_memory(),
         stolen,
     })
 }
 
-/// Builds the trainer with the exchange that the trial asks for.
-fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
+/// Builds the training on the device of its share, with the exchange that the trial asks for.
+fn training(assignment: &Assignment) -> Result<Training, GaveUp> {
     let head = &assignment.head;
+    let data = DataShare { rank: assignment.data_rank, world: assignment.data_world };
+    if let Some(address) = &head.share.gpu {
+        let address = address.parse().map_err(GaveUp::other)?;
+        return Ok(Training::Cuda(Box::new(Trainer::on_gpu(&head.config, data, address)?)));
+    }
     let lengths = gradient_bucket_lengths(&head.config)?;
     let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
     let (reducer, buckets) = match assignment.exchange {
@@ -204,8 +221,8 @@ fn trainer(assignment: &Assignment) -> Result<Trainer, GaveUp> {
             (Reducer::threaded(shm)?, buckets)
         }
     };
-    let data = DataShare { rank: assignment.data_rank, world: assignment.data_world };
-    Ok(Trainer::new(&head.config, data, head.share.cpus.len(), reducer, buckets)?)
+    let trainer = Trainer::new(&head.config, data, head.share.cpus.len(), reducer, buckets)?;
+    Ok(Training::Cpu(Box::new(trainer)))
 }
 
 /// Reads orders until the launcher closes the pipe. A launcher that is gone ends the rank, in order if it can be.

@@ -1,9 +1,9 @@
-//! Which cores each rank owns.
+//! Which cores, or which GPU, each rank owns.
 
 use std::collections::BTreeMap;
 
 use crate::record::{Share, SkippedWorld};
-use crate::topology::Core;
+use crate::topology::{Core, PciAddress};
 
 /// The shares of the largest world that fits, the worlds that fit and those that do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,48 @@ pub fn cpu_shares(cores: &[Core], worlds: &[usize]) -> Fit {
         .collect();
     let largest = fitting.last().copied().unwrap_or(0);
     Fit { shares: share_out(cores, largest), worlds: fitting, skipped }
+}
+
+/// A GPU that ranks may run on, and where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuPlace {
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// NUMA node of its slot, where the machine names one.
+    pub numa_node: Option<u32>,
+}
+
+/// A GPU for the rank, and beside it the cores of its NUMA node, or all where it has none. Larger worlds are skipped:
+/// gradients do not travel between GPUs yet.
+#[must_use]
+pub fn gpu_shares(gpus: &[GpuPlace], cores: &[Core], worlds: &[usize]) -> Fit {
+    let fits = |world: &&usize| **world == 1 && !gpus.is_empty();
+    let skipped = worlds
+        .iter()
+        .filter(|world| !fits(world))
+        .map(|world| SkippedWorld { world: *world, why: format!("{world} ranks on GPUs: {}", why_not(*world, gpus)) })
+        .collect();
+    let worlds: Vec<usize> = worlds.iter().filter(fits).copied().take(1).collect();
+    let shares = gpus.iter().take(worlds.len()).map(|gpu| gpu_share(*gpu, cores)).collect();
+    Fit { shares, worlds, skipped }
+}
+
+fn why_not(world: usize, gpus: &[GpuPlace]) -> String {
+    if gpus.len() < world {
+        return format!("this process may use {}", gpus.len());
+    }
+    "this version trains on one GPU; gradients do not travel between GPUs yet".into()
+}
+
+fn gpu_share(gpu: GpuPlace, cores: &[Core]) -> Share {
+    let near = |core: &&Core| gpu.numa_node.is_none() || core.numa_node == gpu.numa_node;
+    let of = |cores: Vec<&Core>| cores.iter().flat_map(|core| core.cpus.iter().copied()).collect::<Vec<_>>();
+    let mut cpus = of(cores.iter().filter(near).collect());
+    if cpus.is_empty() {
+        cpus = of(cores.iter().collect());
+    }
+    cpus.sort_unstable();
+    Share { index: 0, cpus, numa_node: gpu.numa_node, gpu: Some(gpu.address.to_string()) }
 }
 
 /// `ranks` shares of equal size. Cores are taken node by node; a node's cores left over by whole shares are used

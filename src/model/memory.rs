@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Bytes;
 
+/// Working memory of cuBLASLt (cuBLAS documentation, `cublasSetWorkspace`: 32 MiB on Hopper).
+pub const PRODUCT_WORKSPACE: Bytes = Bytes(32 << 20);
+
 use super::Shape;
 
 /// The memory of one rank, as the sum of named parts.
@@ -24,6 +27,9 @@ pub struct MemoryPart {
     /// How much.
     pub bytes: Bytes,
 }
+
+/// Blocks of a norm's backward pass: two for each multiprocessor, of which no GPU has more than 256.
+const NORM_BLOCKS: u64 = 256;
 
 impl MemoryPlan {
     /// The plan from its parts.
@@ -60,5 +66,68 @@ impl MemoryPlan {
             ("working space", work),
             ("logits", logits),
         ])
+    }
+
+    /// What a GPU holds in bf16 for `batch` sequences of `context` tokens: 14 bytes for each parameter (weight, the rest
+    /// of its f32 master, gradient, two f32 moments), the activations that the backward pass reads again, and logits,
+    /// whose memory serves the backward pass as working space.
+    #[must_use]
+    pub fn on_cuda(shape: &Shape, batch: usize, context: usize, recompute: bool) -> Self {
+        let parameters = shape.parameter_count();
+        let rows = (batch * context) as u64;
+        let Shape { layers, width, heads, ffn, vocabulary, .. } = *shape;
+        let (attended, qkv) = (heads * shape.head_size(), shape.qkv_rows());
+        // per token and block in bf16: both norms' results, the stream between them, queries, keys and values,
+        // attention's result, gate and up; in f32: a scalar for each norm and each head
+        let block = 2 * (3 * width + qkv + attended + 2 * ffn) + 4 * (heads + 2);
+        let kept = if recompute { 1 } else { layers };
+        let streams = 2 * (layers + 2) * width + 4;
+        let activations = rows * (kept * block + streams) as u64;
+        let logits = rows * (2 * vocabulary + 4) as u64;
+        // what a block adds to the stream, and what does not find room in the memory of the logits
+        let shared = (2 * (width + attended + qkv + ffn)).saturating_sub(2 * vocabulary);
+        let work = rows * (2 * width + shared) as u64;
+        let angles = (context * shape.head_size() * 4) as u64;
+        let tokens = 3 * 4 * rows + 4 * vocabulary as u64;
+        // partial sums: two rows of f32 for each 32 tokens of the embedding, or for each block of a norm
+        let sums = (8 * width as u64) * rows.div_ceil(32).max(NORM_BLOCKS) + NORM_BLOCKS * 64;
+        Self::of(&[
+            ("weights", 2 * parameters),
+            ("rest of the f32 master weights", 2 * parameters),
+            ("gradients", 2 * parameters),
+            ("moments", 8 * parameters),
+            ("activations", activations),
+            ("logits, later the working space of the backward pass", logits),
+            ("working space", work + angles + tokens + sums + rows * 4 * heads as u64),
+            ("attention", Self::attention_beside_logits(shape, rows)),
+            ("matrix products", PRODUCT_WORKSPACE.0),
+        ])
+    }
+
+    /// What attention's backward pass works in: the gradient of the queries in f32, two numbers for each query and head,
+    /// and once more the gradient where heads share keys and values (cuDNN's backward graph).
+    #[must_use]
+    pub fn attention_workspace(shape: &Shape, rows: u64) -> u64 {
+        let copies = if shape.kv_heads < shape.heads { 2 } else { 1 };
+        rows * (4 * shape.heads * (copies * shape.head_size() + 2)) as u64 + (1 << 20)
+    }
+
+    /// The part of it that has to be taken: all, where the memory of the logits has no room for it beside the working
+    /// space of the backward pass.
+    #[must_use]
+    pub fn attention_beside_logits(shape: &Shape, rows: u64) -> u64 {
+        let Shape { width, ffn, vocabulary, heads, .. } = *shape;
+        let placed = 2 * (width + heads * shape.head_size() + shape.qkv_rows() + ffn);
+        let left = rows * (2 * vocabulary).saturating_sub(placed) as u64;
+        let needed = Self::attention_workspace(shape, rows);
+        if needed + 1024 <= left { 0 } else { needed }
+    }
+
+    /// The most sequences of `context` tokens that a GPU can train on in `memory`; 0 where not even one fits.
+    #[must_use]
+    pub fn largest_batch(shape: &Shape, context: usize, recompute: bool, memory: Bytes) -> usize {
+        let total = |batch| Self::on_cuda(shape, batch, context, recompute).total_bytes.0;
+        let (none, one) = (total(0), total(1));
+        if memory.0 < one { 0 } else { ((memory.0 - none) / (one - none)) as usize }
     }
 }

@@ -126,6 +126,9 @@ pub struct TrainConfig {
     /// Whether the backward pass computes each block again instead of keeping what it saved.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
+    /// Whether only operations are taken that give the same bits for the same input.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
     /// Optimizer steps of each rank, warm-up included.
     pub steps: usize,
     /// Arithmetic of weights, activations and gradients.

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::model::{MemoryPlan, Shape};
-use crate::record::{DataSource, Precision, TrainConfig};
+use crate::record::{DataSource, Device, Precision, TrainConfig};
 use crate::units::Bytes;
 
 use super::data::DataShare;
@@ -24,11 +24,11 @@ const LAYERS_MAX: usize = 1 << 10;
 /// Largest vocabulary.
 const VOCABULARY_MAX: usize = 1 << 20;
 
-/// Refuses what cannot be trained, naming the flag and what would be right. `memory` is what all ranks may use.
+/// Refuses what cannot be trained on `device`, naming the flag and what would be right.
 ///
 /// # Errors
-/// [`TrainError::Setting`] or [`TrainError::Memory`].
-pub fn check(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
+/// [`TrainError::Setting`].
+pub fn check(config: &TrainConfig, device: Device) -> Result<(), TrainError> {
     shape(config)?;
     count("--batch", config.batch, 1..=ROWS_MAX, "sequences per rank")?;
     count("--context", config.context, 1..=CONTEXT_MAX, "tokens per sequence")?;
@@ -48,15 +48,33 @@ pub fn check(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<()
             return Err(setting(flag, size, "a bucket holds at least one gradient".into()));
         }
     }
-    if config.precision != Precision::F32 {
-        return Err(setting("--precision", "bf16", "the CPU device computes in f32".into()));
+    match (device, config.precision) {
+        (Device::Cpu, Precision::F32) => {}
+        (Device::Cuda, Precision::Bf16) => for_kernels(config)?,
+        (Device::Cpu, _) => return Err(setting("--precision", "bf16", "the CPU device computes in f32".into())),
+        (Device::Cuda, _) => return Err(setting("--precision", "f32", "GPUs compute in bf16".into())),
     }
     if let DataSource::File { token_bytes, .. } = config.data
         && ![2, 4].contains(&token_bytes)
     {
         return Err(setting("--data", format!("with ids of {token_bytes} bytes"), "ids have 2 or 4 bytes".into()));
     }
-    fits(config, share, memory)
+    Ok(())
+}
+
+/// Refuses sizes that the kernels do not take: they read 8 numbers at a time.
+fn for_kernels(config: &TrainConfig) -> Result<(), TrainError> {
+    let Shape { width, ffn, vocabulary, .. } = config.shape;
+    if ![64, 128].contains(&config.shape.head_size()) {
+        let wanted = "GPUs train heads of 64 and of 128 elements".into();
+        return Err(setting("--model", &config.model, wanted));
+    }
+    for (name, size) in [("width", width), ("ffn", ffn), ("vocabulary", vocabulary)] {
+        if !size.is_multiple_of(8) {
+            return Err(setting("--model", &config.model, format!("on a GPU its {name} is a multiple of 8")));
+        }
+    }
+    Ok(())
 }
 
 fn setting(flag: &'static str, given: impl ToString, wanted: String) -> TrainError {
@@ -101,13 +119,31 @@ fn shape(config: &TrainConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn fits(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
+/// Refuses what needs more than this rank's part of the host's `memory`.
+///
+/// # Errors
+/// [`TrainError::Memory`].
+pub(super) fn fits_host(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
     let needed = MemoryPlan::on_cpu(&config.shape, config.batch, config.context, config.recompute).total_bytes;
     let available = Bytes(memory.0 / share.world.max(1) as u64);
     if needed <= available {
         return Ok(());
     }
     Err(TrainError::Memory { batch: config.batch, context: config.context, needed, available })
+}
+
+/// Refuses what needs more than a GPU has `free`, and says what would fit.
+///
+/// # Errors
+/// [`TrainError::GpuMemory`].
+pub(super) fn fits_gpu(config: &TrainConfig, free: Bytes) -> Result<(), TrainError> {
+    let TrainConfig { shape, batch, context, recompute, .. } = *config;
+    let needed = MemoryPlan::on_cuda(&shape, batch, context, recompute).total_bytes;
+    if needed <= free {
+        return Ok(());
+    }
+    let largest = MemoryPlan::largest_batch(&shape, context, recompute, free);
+    Err(TrainError::GpuMemory { batch, context, needed, free, largest })
 }
 
 #[cfg(test)]
@@ -141,17 +177,54 @@ mod tests {
             (TrainConfig { shape: Shape { vocabulary: 1 << 40, ..tiny().shape }, ..tiny() }, &["vocabulary"]),
         ];
         for (config, words) in rows {
-            let error = check(&config, ALONE, Bytes(u64::MAX)).unwrap_err().to_string();
+            let error = check(&config, Device::Cpu).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error} lacks {words:?}");
         }
-        check(&tiny(), ALONE, Bytes(u64::MAX)).unwrap();
+        check(&tiny(), Device::Cpu).unwrap();
+    }
+
+    /// A preset as GPUs train it.
+    fn on_gpu(model: &str, batch: usize, context: usize) -> TrainConfig {
+        let shape = crate::model::preset(model).unwrap().shape;
+        TrainConfig { model: model.into(), shape, batch, context, precision: Precision::Bf16, ..tiny() }
+    }
+
+    #[test]
+    fn every_preset_has_sizes_that_the_kernels_take_and_odd_ones_are_refused() {
+        for preset in crate::model::PRESETS {
+            check(&on_gpu(preset.name, 1, 16_384), Device::Cuda).unwrap();
+        }
+        let odd = [
+            (Shape { ffn: 1021, ..on_gpu("llama-15m", 1, 1).shape }, "ffn"),
+            (Shape { vocabulary: 6145, ..on_gpu("llama-15m", 1, 1).shape }, "vocabulary"),
+            (Shape { heads: 12, kv_heads: 12, ..on_gpu("llama-15m", 1, 1).shape }, "64 and of 128"),
+        ];
+        for (shape, word) in odd {
+            let config = TrainConfig { shape, ..on_gpu("llama-15m", 1, 128) };
+            let error = check(&config, Device::Cuda).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let error = check(&TrainConfig { precision: Precision::F32, ..on_gpu("llama-15m", 1, 8) }, Device::Cuda);
+        assert!(error.unwrap_err().to_string().contains("bf16"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_small_is_told_the_largest_batch() {
+        let config = on_gpu("llama-125m", 16, 2048);
+        let plan = |batch| MemoryPlan::on_cuda(&config.shape, batch, 2048, false).total_bytes;
+        fits_gpu(&config, plan(16)).unwrap();
+        let error = fits_gpu(&config, Bytes(plan(11).0 + 1000)).unwrap_err();
+        assert!(matches!(error, TrainError::GpuMemory { largest: 11, .. }), "{error}");
+        assert!(error.to_string().contains("--batch 11 is the largest"), "{error}");
+        let error = fits_gpu(&config, Bytes(1 << 30)).unwrap_err().to_string();
+        assert!(error.contains("not even one sequence"), "{error}");
     }
 
     #[test]
     fn a_training_larger_than_its_part_of_memory_is_refused() {
         let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13, false).total_bytes;
-        check(&tiny(), ALONE, needed).unwrap();
-        let error = check(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
+        fits_host(&tiny(), ALONE, needed).unwrap();
+        let error = fits_host(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
         assert!(error.to_string().contains("--batch 2 with --context 13 needs"), "{error}");
     }
 
@@ -159,7 +232,10 @@ mod tests {
     fn the_largest_shape_that_passes_does_not_overflow() {
         let shape = Shape { layers: 1024, width: 65_536, heads: 512, kv_heads: 512, ffn: 65_536, vocabulary: 1 << 20 };
         let config = TrainConfig { shape, batch: 128, context: 131_072, ..tiny() };
-        let error = check(&config, ALONE, Bytes(1 << 40)).unwrap_err();
+        check(&config, Device::Cpu).unwrap();
+        let error = fits_host(&config, ALONE, Bytes(1 << 40)).unwrap_err();
         assert!(matches!(error, TrainError::Memory { .. }), "{error}");
+        let error = fits_gpu(&config, Bytes(1 << 40)).unwrap_err();
+        assert!(matches!(error, TrainError::GpuMemory { largest: 0, .. }), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use crate::model::{Role, Shape};
 use super::buckets::{Gradients, Places, Weights};
 use super::data::Batch;
 use super::ops::{Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Sequences, Stretch, Write};
-use super::seed::{Purpose, generator, normal};
+use super::seed::weight_key;
 
 /// Base of the rotary frequencies (Su et al., 2021).
 const THETA: f64 = 10_000.0;
@@ -198,11 +198,12 @@ impl<O: Ops> Decoder<O> {
         let dims = Dims::of(shape, tokens);
         let mut weights = Weights::zeros(ops, places)?;
         for (stream, parameter) in (0..).zip(&places.parameters) {
-            let mut host = vec![1.0; parameter.elements()];
+            let weight = weights.view_mut(parameter.role);
             if parameter.is_matrix() {
-                normal(&mut generator(seed, Purpose::Weights, stream), DEVIATION, &mut host);
+                ops.initial(weight, weight_key(seed, stream), DEVIATION)?;
+            } else {
+                ops.upload(weight, &vec![1.0; parameter.elements()])?;
             }
-            ops.upload(weights.view_mut(parameter.role), &host)?;
         }
         let angles = turns(tokens.context, dims.heads.head_size);
         let mut turns = ops.zeros(angles.len(), Kind::Exact)?;
@@ -441,12 +442,13 @@ mod tests {
     use crate::train::data::{Data, DataShare};
     use crate::train::reducer::Reducer;
     use crate::train::reference::{self, differences};
+    use crate::train::seed::{Purpose, generator, normal};
     use crate::train::testing::{close, tiny};
     use crate::train::{Pass, gradient_bucket_lengths};
 
-    impl Decoder<Cpu> {
+    impl<O: Ops> Decoder<O> {
         /// Everything that one micro-step must write before it reads it.
-        fn transient(&mut self) -> Vec<&mut Floats> {
+        pub(in crate::train) fn transient(&mut self) -> Vec<&mut O::Buf> {
             let Self { saved: Saved { streams, entries, blocks, last }, logits, losses, work, .. } = self;
             let blocks = blocks.iter_mut().flat_map(|block| {
                 let Block { qkv, att, lse, middle, ffn_norm: NormState { h, rstd }, gate_up } = block;
@@ -491,7 +493,7 @@ mod tests {
         let mut weights = Vec::new();
         for (stream, parameter) in (0..).zip(&places.parameters) {
             let mut values = vec![0.0; parameter.elements()];
-            normal(&mut generator(3, Purpose::Weights, stream), 0.3, &mut values);
+            normal(&mut generator(3, Purpose::Language, stream), 0.3, &mut values);
             ops.upload(model.weights.view_mut(parameter.role), &values).unwrap();
             weights.push(values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>());
         }
@@ -519,7 +521,7 @@ mod tests {
         for (parameter, place) in places.parameters.iter().zip(&places.layout.places) {
             let gradient = &gradients.bucket(place.bucket)[place.offset..place.offset + place.elements];
             let mut direction = vec![0.0; place.elements];
-            normal(&mut generator(4, Purpose::Weights, place.offset as u64), 1.0, &mut direction);
+            normal(&mut generator(4, Purpose::Language, place.offset as u64), 1.0, &mut direction);
             let slope = differences(&[0.0], |length| {
                 let mut moved = weights.clone();
                 let values = &mut moved[index(parameter.role)];

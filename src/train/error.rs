@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::comm::CommError;
+use crate::device::cuda::CudaError;
 use crate::units::{Bytes, Seconds};
 
 /// Why a training could not begin or go on.
@@ -37,6 +38,29 @@ pub enum TrainError {
         /// What one of the ranks may use.
         available: Bytes,
     },
+    /// The training needs more memory than the GPU has free.
+    #[error(
+        "--batch {batch} with --context {context} needs {needed} of GPU memory where {free} are free; {}",
+        match largest {
+            0 => "not even one sequence fits: a smaller --model or --context, or --recompute, needs less".to_owned(),
+            largest => format!("--batch {largest} is the largest that fits"),
+        }
+    )]
+    GpuMemory {
+        /// Sequences per rank.
+        batch: usize,
+        /// Tokens per sequence.
+        context: usize,
+        /// Memory of the plan.
+        needed: Bytes,
+        /// What is free.
+        free: Bytes,
+        /// The largest batch that fits.
+        largest: usize,
+    },
+    /// A GPU, or a library for it, cannot be used.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The tokens could not be read.
     #[error(transparent)]
     Data(#[from] DataError),

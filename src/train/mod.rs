@@ -5,6 +5,7 @@
 mod buckets;
 mod check;
 mod cpu;
+mod cuda;
 mod data;
 mod decoder;
 mod error;
@@ -19,10 +20,12 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod trainer;
+mod training;
 
 pub use buckets::{Gradients, Pass, Places, Weights};
 pub use check::check;
 pub use cpu::Cpu;
+pub use cuda::{Cuda, Floor, Part, PartTime};
 pub use data::{Batch, Data, DataShare};
 pub use decoder::Decoder;
 pub use error::{DataError, ExchangeError, TrainError};
@@ -30,3 +33,4 @@ pub use ops::Ops;
 pub use optimizer::AdamW;
 pub use reducer::{Moments, Reducer};
 pub use trainer::{StepRecord, Trainer, gradient_bucket_lengths};
+pub use training::Training;

@@ -240,6 +240,13 @@ pub trait Ops {
     /// The device failed.
     fn upload(&mut self, dst: Self::ViewMut<'_>, host: &[f32]) -> Result<(), Self::Error>;
 
+    /// Fills a buffer's part with normal numbers of mean 0 that depend on `key` alone, those of
+    /// [`initial`](super::seed::initial) up to rounding.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn initial(&mut self, dst: Self::ViewMut<'_>, key: u64, deviation: f64) -> Result<(), Self::Error>;
+
     /// Copies a buffer's part into `host`, of the same length; waits for what computes it.
     ///
     /// # Errors
@@ -540,6 +547,18 @@ pub trait Ops {
         state: &Self::State,
         range: Range<usize>,
     ) -> Result<(), Self::Error>;
+
+    /// What stands for the weights of `range` in a hash: all their bits, or a number of 64 bits that changes with each
+    /// of them and with its place.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn fingerprint(
+        &mut self,
+        weights: &Self::Buf,
+        state: &Self::State,
+        range: Range<usize>,
+    ) -> Result<Vec<u8>, Self::Error>;
 }
 
 /// What attention keeps for its backward pass.

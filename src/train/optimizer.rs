@@ -78,4 +78,13 @@ impl<O: Ops> AdamW<O> {
         ops.master(&mut host, &weights.buckets[bucket], &self.states[bucket], range)?;
         Ok(host)
     }
+
+    /// What stands for the weight of `role` in a hash.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn fingerprint(&self, ops: &mut O, weights: &Weights<O>, role: Role) -> Result<Vec<u8>, O::Error> {
+        let (bucket, range) = weights.places().range(role);
+        ops.fingerprint(&weights.buckets[bucket], &self.states[bucket], range)
+    }
 }

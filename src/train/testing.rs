@@ -25,6 +25,7 @@ pub(super) fn tiny() -> TrainConfig {
         context: 13,
         accumulate: 1,
         recompute: false,
+        deterministic: false,
         steps: 10,
         precision: Precision::F32,
         data: DataSource::Synthetic,

@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use crate::device::{Clock, Floats, host_memory};
 use crate::model::Role;
-use crate::record::{self, TrainConfig};
+use crate::record::{self, Device, TrainConfig};
 use crate::units::{Bytes, Seconds, Tokens};
 
 use super::buckets::{Gradients, Pass, Places};
-use super::check::check;
+use super::check::{check, fits_host};
 use super::cpu::Cpu;
 use super::data::{Batch, Data, DataShare};
 use super::decoder::Decoder;
@@ -23,11 +23,11 @@ use super::reducer::{Moments, Reducer};
 /// A training on one rank.
 #[derive(Debug)]
 pub struct Trainer<O: Ops = Cpu> {
-    config: TrainConfig,
+    pub(super) config: TrainConfig,
     pub(super) ops: O,
     data: Data,
     batch: Batch,
-    model: Decoder<O>,
+    pub(super) model: Decoder<O>,
     gradients: Gradients<O>,
     adamw: AdamW<O>,
     index: usize,
@@ -75,12 +75,12 @@ pub struct StepRecord {
     pub buckets: Vec<record::Bucket>,
 }
 
-/// Elements of each gradient bucket under `config`, in the order in which they fill: what [`Trainer::new`] takes.
+/// Elements of each gradient bucket under `config` on the CPU, in the order in which they fill: what [`Trainer::new`] takes.
 ///
 /// # Errors
 /// The configuration cannot be trained.
 pub fn gradient_bucket_lengths(config: &TrainConfig) -> Result<Vec<usize>, TrainError> {
-    check(config, DataShare { rank: 0, world: 1 }, Bytes(u64::MAX))?;
+    check(config, Device::Cpu)?;
     Ok(Places::of(config).lengths())
 }
 
@@ -100,7 +100,8 @@ impl Trainer<Cpu> {
         reducer: Reducer<Floats>,
         gradient_buckets: Vec<Floats>,
     ) -> Result<Self, TrainError> {
-        check(config, share, host_memory())?;
+        check(config, Device::Cpu)?;
+        fits_host(config, share, host_memory())?;
         let ops = Cpu::new(threads).map_err(|source| TrainError::Threads { threads, source })?;
         let lengths: Vec<usize> = gradient_buckets.iter().map(|bucket| bucket.len()).collect();
         assert_eq!(lengths, Places::of(config).lengths(), "gradient buckets of other lengths than the model's");
@@ -272,8 +273,8 @@ impl<O: Ops> Trainer<O> {
         Pass { write, last: micro + 1 == self.config.accumulate }
     }
 
-    /// SHA-256 over all parameters in the order of the forward pass, little-endian, in hexadecimal. It does not
-    /// depend on bucket sizes.
+    /// SHA-256, in hexadecimal, over the fingerprints of all parameters in the order of the forward pass: on the CPU
+    /// over all their bits. It does not depend on bucket sizes.
     ///
     /// # Errors
     /// The device failed.
@@ -281,9 +282,8 @@ impl<O: Ops> Trainer<O> {
         let mut hash = Sha256::new();
         let places = Arc::clone(self.model.weights.places());
         for parameter in &places.parameters {
-            let mut host = self.weight(parameter.role)?;
-            host.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().to_le()));
-            hash.update(bytemuck::cast_slice::<f32, u8>(&host));
+            let read = self.adamw.fingerprint(&mut self.ops, &self.model.weights, parameter.role);
+            hash.update(read.map_err(device::<O>("read the weights"))?);
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -299,6 +299,6 @@ impl<O: Ops> Trainer<O> {
 }
 
 /// Makes an error of the device one of the training.
-fn device<O: Ops>(attempt: &'static str) -> impl Fn(O::Error) -> TrainError + Copy {
+pub(super) fn device<O: Ops>(attempt: &'static str) -> impl Fn(O::Error) -> TrainError + Copy {
     move |source| TrainError::Device { attempt, source: Box::new(source) }
 }

@@ -151,6 +151,7 @@ fn config() -> TrainConfig {
         context: 256,
         accumulate: 1,
         recompute: false,
+        deterministic: false,
         steps: 240,
         precision: Precision::F32,
         data: DataSource::Synthetic,

@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::device::{Clock, Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
@@ -26,6 +27,7 @@ use crate::units::Seconds;
 use super::ops::{
     AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Stretch, Totals, Write,
 };
+use super::seed::initial;
 
 /// Elements that one task of an element-wise operation handles, about: 64 KiB, well inside a core's L2 cache.
 const PART: usize = 16 * 1024;
@@ -144,6 +146,12 @@ impl Ops for Cpu {
 
     fn upload(&mut self, dst: &mut [f32], host: &[f32]) -> Result<(), Infallible> {
         dst.copy_from_slice(host);
+        Ok(())
+    }
+
+    fn initial(&mut self, dst: &mut [f32], key: u64, deviation: f64) -> Result<(), Infallible> {
+        let parts = dst.par_chunks_mut(PART).enumerate();
+        self.pool.install(|| parts.for_each(|(part, dst)| initial(key, part * PART / 2, deviation, dst)));
         Ok(())
     }
 
@@ -406,5 +414,14 @@ impl Ops for Cpu {
     ) -> Result<(), Infallible> {
         host.copy_from_slice(&weights[range]);
         Ok(())
+    }
+
+    fn fingerprint(
+        &mut self,
+        weights: &Floats,
+        _state: &HostState,
+        range: Range<usize>,
+    ) -> Result<Vec<u8>, Infallible> {
+        Ok(weights[range].iter().flat_map(|weight| weight.to_le_bytes()).collect())
     }
 }

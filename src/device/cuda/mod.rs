@@ -1,0 +1,21 @@
+//! CUDA: the driver, its libraries, and the kernels, each loaded at run time and checked first.
+
+mod cache;
+pub mod cudnn;
+mod driver;
+mod error;
+pub mod kernels;
+mod library;
+mod memory;
+mod module;
+mod nvrtc;
+mod products;
+mod stream;
+
+pub use cache::Cache;
+pub use driver::{Gpu, cuda_gpus, cuda_is_missing};
+pub use error::{CudaError, LibraryError};
+pub use memory::{ALIGNMENT, Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Pinned, padded};
+pub use nvrtc::Nvrtc;
+pub use products::{PRODUCT_WORKSPACE, Product, Products};
+pub use stream::{Event, Events, Graph, Stream};
