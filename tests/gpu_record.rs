@@ -125,6 +125,8 @@ fn bad_lines_are_named_by_file_line_and_field() {
         (with(2, "\"power_w\":412", "\"power_w\":-412"), "field `power_w` is -412.3"),
         (with(2, "\"temperature_c\":71.0", "\"temperature_c\":NaN"), ":2:"),
         (with(2, "\"temperature_c\":71.0", "\"temperature_c\":1e999"), ":2:"),
+        (with(2, "\"temperature_c\":71.0", "\"temperature_c\":1e99"), "which is no temperature"),
+        (with(2, "\"at_s\":0.0", "\"at_s\":-1e9"), "field `at_s` is -1000000000, which is no moment"),
         (with(2, "\"busy\":0.99", "\"busy\":99"), "field `busy` is 99, a share is at most 1"),
         (with(2, "\"at_s\":0.0,", ""), "missing field `at_s`"),
         (with(2, "0000:41", "0000:42"), "field `gpu` is \"0000:42:00.0\", which the first line does not name"),

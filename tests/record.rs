@@ -376,6 +376,15 @@ fn telemetry_is_read_with_its_trial_and_belongs_to_the_evidence() {
 }
 
 #[test]
+fn an_analysis_that_knows_nothing_of_telemetry_still_reads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/analysis.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("\"gpus\"") && !text.contains("tokens_per_joule"), "the example ran on CPUs");
+    let analysis: Analysis = read_json(&path).unwrap();
+    assert!(analysis.gpus.is_empty() && analysis.points.iter().all(|point| point.gpu_power_w.is_none()));
+}
+
+#[test]
 fn the_manifest_names_what_was_changed() {
     let (_base, folder) = folder();
     assert_eq!(folder.read().unwrap().altered, ["manifest.json is missing"]);

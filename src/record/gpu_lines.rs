@@ -11,6 +11,12 @@ use super::{GpuAbsence, GpuHead, GpuLine, GpuSample, RecordError};
 /// No such file is larger, neither written nor read: 8 GPUs, ten samples a second of 300 bytes, for 12 hours.
 const GPU_FILE_BYTES_MAX: u64 = 1 << 30;
 
+/// No amount of one GPU is larger in any unit that stands here, whatever a driver answers: sums stay finite.
+const AMOUNT_MAX: f64 = 1e17;
+
+/// Moments of a trial lie within three years of its beginning.
+const MOMENT_MAX: f64 = 1e8;
+
 /// The telemetry of one trial.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GpuFile {
@@ -145,7 +151,10 @@ fn check_place(gpu: &str, at_s: Seconds, gpus: &[String], last_s: Seconds) -> Re
     if !gpus.iter().any(|known| known == gpu) {
         return Err(format!("field `gpu` is {gpu:?}, which the first line does not name"));
     }
-    if !at_s.is_finite() || at_s < last_s {
+    if at_s.0.is_nan() || at_s.0.abs() > MOMENT_MAX {
+        return Err(format!("field `at_s` is {}, which is no moment of a trial", at_s.0));
+    }
+    if at_s < last_s {
         return Err(format!("field `at_s` is {}, which goes back in time", at_s.0));
     }
     Ok(())
@@ -161,12 +170,12 @@ fn check_sample(sample: &GpuSample, gpus: &[String], last_s: Seconds) -> Result<
         ("busy", sample.busy),
     ];
     for (field, amount) in amounts {
-        if let Some(amount) = amount.filter(|amount| !amount.is_finite() || *amount < 0.0) {
-            return Err(format!("field `{field}` is {amount}, an amount is finite and not negative"));
+        if let Some(amount) = amount.filter(|amount| !(0.0..=AMOUNT_MAX).contains(amount)) {
+            return Err(format!("field `{field}` is {amount}, an amount is not negative and at most {AMOUNT_MAX:e}"));
         }
     }
-    if let Some(temperature) = sample.temperature_c.filter(|temperature| !temperature.is_finite()) {
-        return Err(format!("field `temperature_c` is {}, a temperature is finite", temperature.0));
+    if let Some(temperature) = sample.temperature_c.filter(|degrees| !(-AMOUNT_MAX..=AMOUNT_MAX).contains(&degrees.0)) {
+        return Err(format!("field `temperature_c` is {}, which is no temperature", temperature.0));
     }
     if let Some(busy) = sample.busy.filter(|busy| *busy > 1.0) {
         return Err(format!("field `busy` is {busy}, a share is at most 1"));

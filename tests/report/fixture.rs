@@ -110,6 +110,8 @@ pub(crate) fn point(split: &Split, launches: u32) -> Point {
         peak_memory_bytes: Bytes(412 << 20),
         global_batch_tokens: 512 * world as u64,
         final_loss: Some(5.218),
+        gpu_power_w: None,
+        tokens_per_joule: None,
         launches: (1..=launches).map(launch).collect(),
         phases: BTreeMap::from([(Arm::Solo, alone), (Arm::Together, beside), (Arm::Ddp, reduced)]),
         distribution: BTreeMap::from([
@@ -254,6 +256,7 @@ pub(crate) fn rich() -> Analysis {
         flops_per_step: 4.7e10,
         shares: (0..4).map(share).collect(),
         timeline: Some(timeline(4, 8)),
+        gpus: Vec::new(),
     }
 }
 
