@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -116,15 +116,18 @@ fn gpus(shares: &[Share], trial: &Trial) -> Vec<String> {
     gpus
 }
 
-/// Asks NVML, which is opened at the first call: that can take seconds, and is left to the thread that samples.
+/// NVML, once asked for: opening it can take seconds, and closing it would let the driver put idle cards to sleep
+/// between two trials.
+static NVML: OnceLock<Reading<Nvml>> = OnceLock::new();
+
+/// Asks NVML, which is opened at the first call: on the thread that samples, not on the one that starts ranks.
 fn ask(gpus: Vec<String>) -> impl FnMut() -> Readings + Send {
-    let mut opened: Option<Reading<Nvml>> = None;
     move || {
-        let nvml = opened.get_or_insert_with(Nvml::open);
+        let nvml = NVML.get_or_init(Nvml::open).as_ref();
         let sample = |gpu: &String| {
             let address: PciAddress =
                 gpu.parse().map_err(|_| Missing::new(Why::Garbled, format!("{gpu:?} is no PCI address")))?;
-            nvml.as_ref().map_err(Clone::clone)?.sample(address)
+            nvml.map_err(Clone::clone)?.sample(address)
         };
         gpus.iter().map(sample).collect()
     }
