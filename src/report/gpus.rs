@@ -73,6 +73,6 @@ fn held(load: &GpuLoad) -> String {
         return "not known".into();
     }
     let reasons: Vec<String> =
-        load.throttle.iter().map(|held| format!("{} ({})", held.reason, percent(held.share))).collect();
+        load.throttle.iter().map(|held| format!("{} {}", held.reason, percent(held.share))).collect();
     if reasons.is_empty() { "nothing".into() } else { reasons.join(", ") }
 }
