@@ -1,5 +1,5 @@
 //! Quantities with their unit in the type, and the only place that formats them.
-//! Knows SI seconds, bytes, rates, watts, tokens; hides how many digits a person wants to read.
+//! Knows SI seconds, bytes, rates, watts, joules, tokens; hides how many digits a person wants to read.
 //! Never converts silently: a quantity becomes another only through a named method.
 
 use std::fmt;
@@ -82,6 +82,10 @@ quantity! {
 quantity! {
     /// Power in watts.
     Watts
+}
+quantity! {
+    /// Energy in joules.
+    Joules
 }
 quantity! {
     /// Frequency in hertz.
@@ -216,6 +220,20 @@ impl fmt::Display for Watts {
     }
 }
 
+impl fmt::Display for Joules {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(out, self.0, &[(1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1.0, "J")])
+    }
+}
+
+impl Joules {
+    /// The mean power at which this energy was spent in `elapsed`.
+    #[must_use]
+    pub fn over(self, elapsed: Seconds) -> Watts {
+        Watts(self.0 / elapsed.0)
+    }
+}
+
 impl fmt::Display for Hertz {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         scaled(out, self.0, &[(1e9, "GHz"), (1e6, "MHz"), (1e3, "kHz"), (1.0, "Hz")])
@@ -282,6 +300,7 @@ mod tests {
             (&TokensPerSecond(12345.4), "12,345 tokens/s"),
             (&Tokens(256), "256 tokens"),
             (&Watts(575.0), "575 W"),
+            (&Joules(5750.0), "5.75 kJ"),
             (&Hertz(2.617e9), "2.62 GHz"),
         ];
         for (quantity, text) in rows {
@@ -295,6 +314,7 @@ mod tests {
     fn rates_come_from_amounts_and_durations() {
         assert_eq!(Bytes(100).over(Seconds(2.0)), BytesPerSecond(50.0));
         assert_eq!(Tokens(100).over(Seconds(0.5)), TokensPerSecond(200.0));
+        assert_eq!(Joules(100.0).over(Seconds(0.5)), Watts(200.0));
         assert_eq!(Bytes::mebi(0.5), Bytes(524_288));
     }
 }

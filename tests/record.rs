@@ -355,6 +355,38 @@ fn a_rank_file_in_the_wrong_place_is_refused() {
 }
 
 #[test]
+fn telemetry_is_read_with_its_trial_and_belongs_to_the_evidence() {
+    let (_base, folder) = folder();
+    let trial = "launch-1_ddp-2";
+    let head = |trial: &str| GpuHead {
+        schema: SCHEMA,
+        rigscale: "0.1.0".into(),
+        trial: trial.into(),
+        gpus: vec!["0000:41:00.0".into()],
+        interval_s: Seconds(0.1),
+        epoch_s: Seconds(12.5),
+    };
+    assert!(folder.read().unwrap().gpus.is_empty());
+    GpuWriter::create(&folder.gpus(trial), &head(trial)).unwrap().end().unwrap();
+    assert_eq!(folder.read().unwrap().gpus[trial].head, head(trial));
+    Manifest::write(&folder).unwrap();
+    fs::remove_file(folder.gpus(trial)).unwrap();
+    assert_eq!(folder.read().unwrap().altered, ["runs/launch-1_ddp-2/gpu.jsonl is missing"]);
+    GpuWriter::create(&folder.gpus(trial), &head("launch-2_ddp-2")).unwrap().end().unwrap();
+    let error = folder.read().unwrap_err().to_string();
+    assert!(error.contains("gpu.jsonl:1:") && error.contains("field `trial` should be"), "{error}");
+}
+
+#[test]
+fn an_analysis_that_knows_nothing_of_telemetry_still_reads() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/analysis.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("\"gpus\"") && !text.contains("tokens_per_joule"), "the example ran on CPUs");
+    let analysis: Analysis = read_json(&path).unwrap();
+    assert!(analysis.gpus.is_empty() && analysis.points.iter().all(|point| point.gpu_power_w.is_none()));
+}
+
+#[test]
 fn the_manifest_names_what_was_changed() {
     let (_base, folder) = folder();
     assert_eq!(folder.read().unwrap().altered, ["manifest.json is missing"]);

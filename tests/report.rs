@@ -276,6 +276,33 @@ fn a_summary_fits_a_terminal() {
 }
 
 #[test]
+fn gpus_under_load_are_shown_where_they_were_watched() {
+    let report = rendered(&fixture::failing());
+    let markdown = text(&report, "report.md");
+    let (_, section) = markdown.split_once("## GPUs under load\n").expect("the section");
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| 2 ")).collect();
+    let expected = [
+        "| 2 | together | 0000:11:00.0 | 432 W | 17.9 kJ, from power | 9.87 | 2.31 GHz | 1.09 GHz | 88 °C | Gen 4 x8 | nothing |",
+        "| 2 | ddp | 0000:11:00.0 | 432 W | 17.9 kJ, counted | 9.87 | 2.31 GHz | 1.09 GHz | 88 °C | Gen 4 x8, 12 replays \
+         | power cap 93.0 %, thermal slowdown by software 12.1 % |",
+        "| 2 | ddp | 0000:21:00.0 | – | – | – | – | – | – | – | not known |",
+    ];
+    assert_eq!(rows[..3], expected);
+    assert!(
+        markdown.contains("| Power of all GPUs | 864 W |") && markdown.contains("| Tokens per joule of the GPUs |")
+    );
+    let html = parsed(text(&report, "report.html"));
+    let heading = |node: &Node<'_, '_>| node.attribute("id") == Some("gpus");
+    assert!(html.descendants().any(|node| heading(&node)));
+    for cpu in [fixture::rich(), fixture::bare()] {
+        let report = rendered(&cpu);
+        for path in ["report.md", "report.html"] {
+            assert!(!text(&report, path).contains("GPUs under load"), "{path}");
+        }
+    }
+}
+
+#[test]
 fn junit_is_green_only_for_a_pass() {
     let outcomes = [
         (Outcome::Pass, None),

@@ -7,6 +7,7 @@ use crate::record::{Arm, Flag, Point, RankFile, RunFiles};
 use super::agreement;
 use super::gather::{Gathered, Ran, STEPS_FEW};
 use super::sample::{Cell, Sample};
+use super::telemetry::Telemetry;
 
 /// The code that says that ranks disagree about the parameters: a fault.
 pub(super) const NOT_SYNCHRONISED: &str = "not-synchronised";
@@ -24,7 +25,13 @@ const BOOTSTRAP_WIDER: f64 = 2.0;
 const BOOTSTRAP_APART: f64 = 0.001;
 
 /// Every flag but those about lost trials.
-pub(super) fn flags(files: &RunFiles, gathered: &Gathered<'_>, cells: &[Cell<'_>], points: &[Point]) -> Vec<Flag> {
+pub(super) fn flags(
+    files: &RunFiles,
+    gathered: &Gathered<'_>,
+    cells: &[Cell<'_>],
+    points: &[Point],
+    telemetry: &Telemetry<'_>,
+) -> Vec<Flag> {
     let graded: BTreeSet<&str> = cells
         .iter()
         .filter(|cell| cell.world > 1)
@@ -34,6 +41,7 @@ pub(super) fn flags(files: &RunFiles, gathered: &Gathered<'_>, cells: &[Cell<'_>
         .collect();
     let mut flags = not_synchronised(files);
     flags.extend(about_trials(&gathered.ran, &graded));
+    flags.extend(telemetry.flags(&graded));
     flags.extend(agreement::host(files, &graded));
     flags.extend(agreement::evidence(files));
     flags.extend(agreement::training(files));

@@ -9,6 +9,7 @@ mod flags;
 mod gather;
 mod point;
 mod sample;
+mod telemetry;
 mod verdict;
 
 #[cfg(test)]
@@ -111,14 +112,18 @@ fn analyze_with(files: &RunFiles, resamples: usize) -> Result<Analysis, AnalyzeE
     let gradeable = origin == Origin::Measured && plan.grade != Grade::Ungraded;
     let level = Level { confidence: confidence(plan.extension), resamples, seed: plan.order_seed };
     let cells = sample::cells(plan, &gathered.ran);
-    let points: Vec<Point> = cells
+    let telemetry = telemetry::telemetry(files, &gathered.ran);
+    let mut points: Vec<Point> = cells
         .iter()
         .filter(|cell| !cell.samples.is_empty())
         .map(|cell| point::point(plan, cell, gradeable, level))
         .collect();
+    for (cell, point) in cells.iter().filter(|cell| !cell.samples.is_empty()).zip(&mut points) {
+        telemetry.complete(cell, point);
+    }
     gathered.dropped.extend(unpaired(&cells, &gathered.ran));
     let mut flags = std::mem::take(&mut gathered.flags);
-    flags.extend(flags::flags(files, &gathered, &cells, &points));
+    flags.extend(flags::flags(files, &gathered, &cells, &points, &telemetry));
     let verdict = verdict::verdict(files, &verdict::Evidence { origin, cells: &cells, points: &points, flags: &flags });
     Ok(Analysis {
         schema: SCHEMA,
@@ -132,6 +137,7 @@ fn analyze_with(files: &RunFiles, resamples: usize) -> Result<Analysis, AnalyzeE
         target: plan.target,
         timeline: cells.iter().rev().find_map(events::timeline),
         points,
+        gpus: telemetry.rows(),
         skipped: plan.skipped.clone(),
         flags,
         findings: gravest_first(&files.findings),

@@ -13,7 +13,8 @@ use super::{Level, Ran, events};
 const BINS: usize = 40;
 
 /// The point of a cell that has at least one launch. Rates are geometric means over launches, as efficiencies are, so
-/// that their quotients on the sheet are the efficiencies on the sheet.
+/// that their quotients on the sheet are the efficiencies on the sheet. Power comes from elsewhere, see
+/// [`Telemetry::complete`](super::telemetry::Telemetry::complete).
 pub(super) fn point<'a>(plan: &Plan, cell: &Cell<'a>, gradeable: bool, level: Level) -> Point {
     let samples = &cell.samples;
     let over = |of: fn(&Sample<'a>) -> f64| interval(&ratios(samples, of), level.confidence);
@@ -43,6 +44,8 @@ pub(super) fn point<'a>(plan: &Plan, cell: &Cell<'a>, gradeable: bool, level: Le
         peak_memory_bytes: peak_memory(samples),
         global_batch_tokens: tokens.round() as u64,
         final_loss: final_loss(samples),
+        gpu_power_w: None,
+        tokens_per_joule: None,
         launches: samples.iter().map(Sample::launch_point).collect(),
         phases: by_arm(samples, phases),
         distribution: by_arm(samples, distribution),

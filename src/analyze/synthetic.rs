@@ -114,6 +114,7 @@ impl Machine {
             findings: Vec::new(),
             identity: Vec::new(),
             trials,
+            gpus: BTreeMap::new(),
             altered: Vec::new(),
             launch_recorded: true,
         }

@@ -9,7 +9,7 @@ use crate::topology::{Missing, PciAddress, Reading, Why};
 
 /// NVML, loaded and initialised. Nothing here needs unsafe code: `nvml-wrapper` checks symbols and return codes.
 #[derive(Debug)]
-pub struct Nvml(nvml_wrapper::Nvml);
+pub struct Nvml(pub(super) nvml_wrapper::Nvml);
 
 /// A fact about the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -118,7 +118,7 @@ fn ask(gpu: &Device<'_>, fact: GpuFact) -> Result<String, NvmlError> {
 }
 
 /// What an error of NVML means for a fact. The text keeps the library's own words.
-fn missing(error: NvmlError) -> Missing {
+pub(super) fn missing(error: NvmlError) -> Missing {
     let why = match error {
         NvmlError::LibloadingError(_)
         | NvmlError::LibraryNotFound

@@ -20,6 +20,7 @@ use super::error::chain;
 use super::message::{Assignment, Exchange};
 use super::plan::calibration_limits;
 use super::ranks::Ranks;
+use super::telemetry::Telemetry;
 use super::trial::{TrialEnd, Watch};
 
 /// Steps of the calibration: the first warms up, the median of the others counts.
@@ -164,8 +165,15 @@ impl Launcher<'_> {
         let epoch = Clock::monotonic();
         let assignments: Vec<Assignment> =
             (0..world).map(|rank| self.assignment(plan, trial, rank, exchange, epoch, place)).collect();
+        let telemetry = Telemetry::of(plan, trial, epoch, place)?;
         let ranks = Ranks::start(Path::new(PROGRAM), &assignments)?;
-        Watch::new(&trial.name, &plan.limits, ranks, world).run(self.stop, step)
+        let end = Watch::new(&trial.name, &plan.limits, ranks, world).run(self.stop, step);
+        let sampled = telemetry.map_or(Ok(()), Telemetry::finish);
+        // how a trial failed says more than why its telemetry is cut
+        if matches!(end, Ok(TrialEnd::Completed)) {
+            sampled?;
+        }
+        end
     }
 
     fn assignment(

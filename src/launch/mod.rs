@@ -9,6 +9,7 @@ mod plan;
 mod rank;
 mod ranks;
 mod shares;
+mod telemetry;
 mod trial;
 
 pub use error::LaunchError;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, BytesPerSecond, Seconds, TokensPerSecond};
+use crate::units::{Bytes, BytesPerSecond, Seconds, TokensPerSecond, Watts};
 
-use super::{Arm, Bucket, Device, Field, Finding, Grade, Origin, Share, SkippedWorld, TrainConfig};
+use super::{Arm, Bucket, Device, Field, Finding, GpuUnderLoad, Grade, Origin, Share, SkippedWorld, TrainConfig};
 
 /// The analysis of one run folder. It is a pure function of the other files there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,6 +59,10 @@ pub struct Analysis {
     /// Buckets of one step in the middle of a ddp trial at the largest world size, all ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
+    /// What the GPUs did in the measured windows, by world size, arm and address; empty on CPUs, and where no
+    /// telemetry was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuUnderLoad>,
 }
 
 /// An estimate with its 95 % interval; where the plan announces an extension the error is split over both looks, and
@@ -165,6 +169,12 @@ pub struct Point {
     /// Loss at the end of the ddp arm, mean of its last tenth of steps; none where none of them is finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_loss: Option<f64>,
+    /// Mean power of all GPUs of the ddp arm together; none on CPUs, and where some trial's is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_power_w: Option<Watts>,
+    /// Tokens that the ddp arm trained with one joule of its GPUs; none as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_joule: Option<f64>,
     /// Each launch's own numbers.
     pub launches: Vec<LaunchPoint>,
     /// Mean time of a step by phase, for each arm.

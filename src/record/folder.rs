@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::lines::read_rank_file;
 use super::{
-    Bucket, Field, Finding, Findings, Manifest, Plan, RecordError, RunEnd, RunHead, Step, is_there, read_json,
-    read_yaml, write_whole,
+    Bucket, Field, Finding, Findings, GpuFile, Manifest, Plan, RecordError, RunEnd, RunHead, Step, is_there,
+    read_gpu_file, read_json, read_yaml, write_whole,
 };
 
 /// No run folder is tried under more names than this when its own is taken.
@@ -16,6 +16,9 @@ const SUFFIX_MAX: u32 = 100;
 
 /// No trial has a longer name; file systems take 255 bytes.
 const TRIAL_NAME_BYTES_MAX: usize = 200;
+
+/// Telemetry of the GPUs of one trial, beside its rank files.
+pub const GPU_FILE: &str = "gpu.jsonl";
 
 /// The paths inside one run folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct RunFiles {
     /// Rank files by trial, by rank. A trial of the plan that never started is absent; a rank that left no
     /// file is absent.
     pub trials: BTreeMap<String, BTreeMap<usize, RankFile>>,
+    /// Telemetry of the GPUs by trial; absent for trials on CPUs.
+    pub gpus: BTreeMap<String, GpuFile>,
     /// Evidence that differs from `manifest.json`, in sentences: `plan.yaml was changed`. What rigscale makes of the
     /// evidence (analysis, report, charts) is no evidence.
     pub altered: Vec<String>,
@@ -179,6 +184,12 @@ impl RunFolder {
         self.trial(trial).join(format!("rank-{rank}.jsonl"))
     }
 
+    /// `runs/<trial>/gpu.jsonl`.
+    #[must_use]
+    pub fn gpus(&self, trial: &str) -> PathBuf {
+        self.trial(trial).join(GPU_FILE)
+    }
+
     /// Writes one of our own files whole, by its path inside the folder: `report.html`, `charts/phases.svg`.
     ///
     /// # Errors
@@ -200,8 +211,8 @@ impl RunFolder {
         write_whole(&path, bytes)
     }
 
-    /// Reads plan, findings and every rank file of the plan's trials, and holds all against the manifest. The facts of the machine come from
-    /// `topology.yaml`, where there is one.
+    /// Reads plan, findings, every rank file of the plan's trials and the telemetry of their GPUs, and holds all against
+    /// the manifest. The facts of the machine come from `topology.yaml`, where there is one.
     ///
     /// # Errors
     /// Names file, line and field of the first problem.
@@ -216,7 +227,7 @@ impl RunFolder {
                 findings.extend(read_json::<Findings>(&path)?.findings);
             }
         }
-        let mut trials = BTreeMap::new();
+        let (mut trials, mut gpus) = (BTreeMap::new(), BTreeMap::new());
         for trial in &plan.trials {
             if !is_there(&self.trial(&trial.name))? {
                 continue;
@@ -229,6 +240,10 @@ impl RunFolder {
                 }
             }
             trials.insert(trial.name.clone(), ranks);
+            let path = self.gpus(&trial.name);
+            if is_there(&path)? {
+                gpus.insert(trial.name.clone(), read_gpus_of(&path, &trial.name)?);
+            }
         }
         self.refuse_strays(&plan)?;
         Ok(RunFiles {
@@ -237,6 +252,7 @@ impl RunFolder {
             findings,
             identity: Vec::new(),
             trials,
+            gpus,
             altered: Manifest::altered(self)?,
             launch_recorded: is_there(&self.launch_findings())?,
         })
@@ -261,19 +277,27 @@ impl RunFolder {
 /// Reads a rank file and holds its head against its place in the folder.
 fn read_rank_of(path: &Path, trial: &str, rank: usize) -> Result<RankFile, RecordError> {
     let file = read_rank_file(path)?;
-    let wrong = |field: &str, expected: String| RecordError::Json {
-        path: path.into(),
-        line: 1,
-        column: 0,
-        problem: format!("field `{field}` should be {expected}, as the file's place says"),
-    };
     if file.head.trial != trial {
-        return Err(wrong("trial", format!("{trial:?}")));
+        return Err(misplaced(path, "trial", &format!("{trial:?}")));
     }
     if file.head.rank != rank {
-        return Err(wrong("rank", rank.to_string()));
+        return Err(misplaced(path, "rank", &rank.to_string()));
     }
     Ok(file)
+}
+
+/// Reads the telemetry of a trial and holds its head against its place in the folder.
+fn read_gpus_of(path: &Path, trial: &str) -> Result<GpuFile, RecordError> {
+    let file = read_gpu_file(path)?;
+    match file.head.trial == trial {
+        true => Ok(file),
+        false => Err(misplaced(path, "trial", &format!("{trial:?}"))),
+    }
+}
+
+fn misplaced(path: &Path, field: &str, expected: &str) -> RecordError {
+    let problem = format!("field `{field}` should be {expected}, as the file's place says");
+    RecordError::Json { path: path.into(), line: 1, column: 0, problem }
 }
 
 /// One component of a path, never a way out of the folder.

@@ -3,6 +3,7 @@
 //! Never computes a result that is not in the analysis, and never lets a string of it act as markup.
 
 mod chart;
+mod gpus;
 mod junit;
 mod page;
 mod summary;

@@ -8,6 +8,7 @@ use crate::record::{
 use crate::units::{grouped, in_words};
 
 use super::chart::Chart;
+use super::gpus::GpuRow;
 use super::worlds::{Comparison, World};
 
 /// A page, ready for a template. Strings hold no markup, but for the charts.
@@ -41,6 +42,8 @@ pub(super) struct Page {
     charts: Vec<ChartText>,
     /// Several runs side by side; none for one alone.
     comparison: Option<Comparison>,
+    /// What the GPUs did; empty on CPUs and without telemetry.
+    gpus: Vec<GpuRow>,
     dropped: Vec<DroppedText>,
     dropped_count: String,
     why: Vec<String>,
@@ -237,6 +240,7 @@ impl Page {
             findings_count: findings_count(&run.findings),
             charts: charts.iter().map(chart).collect(),
             comparison: Comparison::of(runs),
+            gpus: run.gpus.iter().map(GpuRow::of).collect(),
             dropped: dropped(run),
             dropped_count: count(run.dropped.iter().fold(0, |sum, dropped| sum.saturating_add(dropped.steps))),
             why: run.why.clone(),

@@ -67,7 +67,7 @@ struct DistributionRow {
     quantiles: Vec<String>,
 }
 
-fn arm_name(arm: Arm) -> &'static str {
+pub(super) fn arm_name(arm: Arm) -> &'static str {
     match arm {
         Arm::Solo => "solo",
         Arm::Together => "together",
@@ -76,7 +76,7 @@ fn arm_name(arm: Arm) -> &'static str {
 }
 
 /// A share of a whole as a percentage.
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     if share.abs() < 100.0 { format!("{:.1} %", share * 100.0) } else { format!("{:.1e} %", share * 100.0) }
 }
 
@@ -106,7 +106,7 @@ impl World {
 
 fn numbers(point: &Point) -> Vec<Line> {
     let unknown = || "no bucket events".to_owned();
-    vec![
+    let mut lines = vec![
         Line::new("Solo rates summed, S", point.solo_rate.to_string()),
         Line::new("Together, G", point.together_rate.to_string()),
         Line::new("Free exchange, M", point.free_rate.to_string()),
@@ -121,7 +121,10 @@ fn numbers(point: &Point) -> Vec<Line> {
             "Final loss",
             point.final_loss.map_or_else(|| "–".into(), |loss| format!("{} nats/token", ratio(loss))),
         ),
-    ]
+    ];
+    lines.extend(point.gpu_power_w.map(|power| Line::new("Power of all GPUs", power.to_string())));
+    lines.extend(point.tokens_per_joule.map(|tokens| Line::new("Tokens per joule of the GPUs", grouped(tokens))));
+    lines
 }
 
 /// Where the loss of E_comm goes, per step.

@@ -12,6 +12,7 @@ mod machine;
 mod names;
 mod paths;
 mod reading;
+mod throttle;
 mod yaml;
 
 pub use address::{NotAnAddress, PciAddress};
@@ -24,4 +25,5 @@ pub use machine::{
     System, Topology,
 };
 pub use reading::{Fact, Missing, Reading, Why};
+pub use throttle::ThrottleReasons;
 pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};

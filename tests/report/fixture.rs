@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use rigscale::model::preset;
 use rigscale::record::{
-    Analysis, Arm, Bucket, CommLoss, DataSource, Device, Distribution, Dropped, Field, Finding, Flag, Grade, Interval,
-    Lane, LaunchPoint, Origin, Outcome, Phases, Point, Precision, SCHEMA, Severity, Share, SkippedWorld, Timeline,
-    TrainConfig, Verdict,
+    Analysis, Arm, Bucket, CommLoss, DataSource, Device, Distribution, Dropped, EnergySource, Field, Finding, Flag,
+    GpuLoad, GpuUnderLoad, Grade, Interval, Lane, LaunchPoint, Origin, Outcome, Phases, Point, Precision, SCHEMA,
+    Severity, Share, SkippedWorld, ThrottleShare, Timeline, TrainConfig, TrialLoad, Verdict,
 };
-use rigscale::units::{Bytes, BytesPerSecond, Seconds, TokensPerSecond};
+use rigscale::topology::ThrottleReasons;
+use rigscale::units::{Bytes, BytesPerSecond, Celsius, Hertz, Joules, Seconds, Tokens, TokensPerSecond, Watts};
 
 fn around(estimate: f64, half: f64) -> Interval {
     Interval { estimate, low: estimate - half, high: estimate + half * 0.9 }
@@ -110,6 +111,8 @@ pub(crate) fn point(split: &Split, launches: u32) -> Point {
         peak_memory_bytes: Bytes(412 << 20),
         global_batch_tokens: 512 * world as u64,
         final_loss: Some(5.218),
+        gpu_power_w: None,
+        tokens_per_joule: None,
         launches: (1..=launches).map(launch).collect(),
         phases: BTreeMap::from([(Arm::Solo, alone), (Arm::Together, beside), (Arm::Ddp, reduced)]),
         distribution: BTreeMap::from([
@@ -256,6 +259,7 @@ pub(crate) fn rich() -> Analysis {
         flops_per_step: 4.7e10,
         shares: (0..4).map(share).collect(),
         timeline: Some(timeline(4, 8)),
+        gpus: Vec::new(),
     }
 }
 
@@ -279,7 +283,53 @@ pub(crate) fn failing() -> Analysis {
     run.findings[0].severity = Severity::Fault;
     run.shares.iter_mut().for_each(|share| share.gpu = Some(format!("0000:{:x}1:00.0", share.index + 1)));
     run.timeline = Some(timeline(2, 4));
+    run.gpus = gpus();
+    for point in run.points.iter_mut().skip(1) {
+        point.gpu_power_w = Some(Watts(432.1 * point.world as f64));
+        point.tokens_per_joule = Some(point.ddp_rate.0 / (432.1 * point.world as f64));
+    }
     run
+}
+
+/// A card that told everything and is held, and one that told nothing.
+fn gpus() -> Vec<GpuUnderLoad> {
+    let held = |reason: &str, share| ThrottleShare { reason: reason.into(), share };
+    let told = GpuLoad {
+        window_s: Seconds(41.5),
+        samples: 415,
+        tokens: Tokens(177_000),
+        power_w: Some(Watts(432.1)),
+        energy_j: Some(Joules(432.1 * 41.5)),
+        energy_from: Some(EnergySource::Counter),
+        tokens_per_joule: Some(177_000.0 / (432.1 * 41.5)),
+        sm_clock_hz: Some(Hertz(2.31e9)),
+        sm_clock_min_hz: Some(Hertz(1.095e9)),
+        temperature_max_c: Some(Celsius(88.0)),
+        throttle_reasons: Some(ThrottleReasons::POWER_CAP | ThrottleReasons::THERMAL),
+        throttle: vec![held("power cap", 0.93), held("thermal slowdown by software", 0.121)],
+        slowdown_share: Some(0.121),
+        pcie_gen_min: Some(4),
+        pcie_width_min: Some(8),
+        pcie_replays: Some(12),
+        memory_max_bytes: Some(Bytes(61 << 30)),
+    };
+    let calm = GpuLoad {
+        energy_from: Some(EnergySource::Power),
+        throttle_reasons: Some(ThrottleReasons::NONE),
+        throttle: Vec::new(),
+        pcie_replays: Some(0),
+        ..told.clone()
+    };
+    let silent = GpuLoad { window_s: told.window_s, tokens: told.tokens, ..GpuLoad::default() };
+    let row = |arm, gpu: &str, load: GpuLoad| GpuUnderLoad {
+        world: 2,
+        arm,
+        gpu: gpu.into(),
+        trials: vec![TrialLoad { trial: "launch-1_ddp-2".into(), load: load.clone() }],
+        load,
+    };
+    let [first, second] = ["0000:11:00.0", "0000:21:00.0"];
+    vec![row(Arm::Together, first, calm), row(Arm::Ddp, first, told), row(Arm::Ddp, second, silent)]
 }
 
 /// Nothing was measured: every list is empty.
@@ -341,6 +391,10 @@ pub(crate) fn hostile() -> Analysis {
     run.config.data = DataSource::File { path: text(), token_bytes: 2 };
     run.why = vec![text()];
     run.shares.iter_mut().for_each(|share| share.gpu = Some(text()));
+    for row in &mut run.gpus {
+        row.gpu = text();
+        row.load.throttle.iter_mut().for_each(|held| held.reason = text());
+    }
     if let Some(timeline) = &mut run.timeline {
         timeline.trial = text();
     }
