@@ -22,6 +22,18 @@ need() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
+# NVRTC, which compiles the GPU's kernels and needs no GPU itself, from Python's registry into .cache.
+need_nvrtc() {
+    local place=$PWD/.cache/nvrtc
+    if [ ! -e "$place/nvidia/cu13/lib/libnvrtc.so.13" ]; then
+        need pip3 python3-pip
+        say "installing NVRTC into .cache/nvrtc"
+        rm -rf "$place"
+        pip3 install --quiet --no-deps --target "$place" 'nvidia-cuda-nvrtc==13.0.88'
+    fi
+    export RIGSCALE_LIBRARY_PATH=$place/nvidia/cu13/lib
+}
+
 # Rust new enough for Cargo.toml's rust-version, by rustup where there is none.
 need_rust() {
     [ -r "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"

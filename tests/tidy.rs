@@ -186,6 +186,14 @@ fn long_functions(path: &str, text: &str) -> Vec<String> {
         if opens && open.is_none() {
             open = Some((index, indent));
         }
+        if let Some((_, depth)) = open
+            && indent == depth
+            && line.trim_start().starts_with(')')
+            && line.ends_with(';')
+        {
+            // a declaration over several lines has no body
+            open = None;
+        }
         if let Some((start, depth)) = open
             && indent == depth
             && line.trim_start().starts_with('}')

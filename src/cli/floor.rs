@@ -72,6 +72,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let share = DataShare { rank: 0, world: 1 };
     out.remark(format!("about {} to hold 15 matrix products and attention for {} each", args.hold * 17.0, args.hold));
     let mut trainer = Trainer::on_gpu(&config, share, gpu).map_err(LaunchError::Train)?;
+    trainer.cuda().attention_times().iter().for_each(|line| out.remark(line));
     let floor = trainer.floor(args.hold).map_err(LaunchError::Train)?;
     let name = trainer.cuda().gpu().name().to_owned();
     let reached = floor.floor_s.0 / floor.measured_s.0;

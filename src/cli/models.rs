@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use comfy_table::CellAlignment;
 use serde::Serialize;
 
@@ -14,11 +14,31 @@ use super::{CliError, Exit, Output};
 
 /// Lists the models that rigscale can train
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  rigscale models --memory llama-15m,2,256")]
+#[command(after_help = "\
+Examples:
+  rigscale models --memory llama-1b,4,2048
+  rigscale models --memory llama-15m,2,256 --device cpu")]
 pub(super) struct Args {
     /// Prints what one rank keeps in memory for this model, batch and context
     #[arg(long, value_name = "MODEL,BATCH,CONTEXT")]
     memory: Option<String>,
+
+    /// Whose memory: that of a GPU in bf16, or that of the host in f32
+    #[arg(long, value_enum, default_value_t = Memories::Cuda)]
+    device: Memories,
+
+    /// With blocks that are computed again in the backward pass
+    #[arg(long)]
+    recompute: bool,
+}
+
+/// Whose memory is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Memories {
+    /// A GPU's, bf16
+    Cuda,
+    /// The host's, f32
+    Cpu,
 }
 
 #[derive(Serialize)]
@@ -51,7 +71,11 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     match &args.memory {
         Some(text) => {
             let (shape, batch, context) = parse_memory(text)?;
-            out.emit(&Memory(MemoryPlan::on_cpu(&shape, batch, context, false))).map_err(terminal)?;
+            let plan = match args.device {
+                Memories::Cuda => MemoryPlan::on_cuda(&shape, batch, context, args.recompute),
+                Memories::Cpu => MemoryPlan::on_cpu(&shape, batch, context, args.recompute),
+            };
+            out.emit(&Memory(plan)).map_err(terminal)?;
         }
         None => {
             let models = PRESETS
@@ -85,7 +109,7 @@ fn parse_memory(text: &str) -> Result<(Shape, usize, usize), CliError> {
 impl fmt::Display for Listing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = plain_table();
-        table.set_header(["model", "parameters", "shape", "heads/kv", "ffn", "vocab", "for"]);
+        table.set_header(["model", "parameters", "shape", "H/K", "ffn", "vocab", "for"]);
         for model in &self.models {
             let shape = model.shape;
             table.add_row([

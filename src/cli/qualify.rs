@@ -9,7 +9,7 @@ use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, write_ya
 use crate::units::Seconds;
 
 use super::progress::launch;
-use super::session::{Session, interruptible};
+use super::session::{Session, interruptible, once};
 use super::verdict::{Shown, analyze_folder, exit_of, write_report};
 use super::workload::Workload;
 use super::{CliError, Exit, Output};
@@ -68,7 +68,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
-    let launcher = session.launcher(stop);
+    let remark = once(out);
+    let launcher = session.launcher(stop, &remark);
     let wanted = wanted(args, session.device)?;
     let now = jiff::Timestamp::now();
     let draft = plan(&wanted, &session.fit, Seconds(1.0), now);

@@ -1,6 +1,7 @@
 //! What every command that trains needs first: the machine look, a run folder, shares of the machine.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,9 +81,9 @@ impl Session {
         out.remark(format!("run folder: {}", self.folder.path().display()));
     }
 
-    /// A launcher into the session's folder.
-    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool) -> Launcher<'a> {
-        Launcher { folder: &self.folder, stop, software: self.software() }
+    /// A launcher into the session's folder; `remark` hears what ranks have to say about their start.
+    pub(super) fn launcher<'a>(&'a self, stop: &'a AtomicBool, remark: &'a dyn Fn(&str)) -> Launcher<'a> {
+        Launcher { folder: &self.folder, stop, software: self.software(), remark, checkpoints: false }
     }
 
     fn software(&self) -> BTreeMap<String, String> {
@@ -91,6 +92,16 @@ impl Session {
             software.insert("kernel".into(), kernel.clone());
         }
         software
+    }
+}
+
+/// Says each remark of the ranks once: every trial starts anew.
+pub(super) fn once(out: &Output) -> impl Fn(&str) + '_ {
+    let said = RefCell::new(BTreeSet::new());
+    move |text: &str| {
+        if said.borrow_mut().insert(text.to_owned()) {
+            out.remark(format!("  {text}"));
+        }
     }
 }
 

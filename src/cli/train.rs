@@ -7,14 +7,14 @@ use clap::Args as ClapArgs;
 use comfy_table::CellAlignment;
 use serde::Serialize;
 
-use crate::launch::{Launched, Wanted, plan};
+use crate::launch::{Launched, Launcher, Wanted, plan};
 use crate::record::{Arm, Finding, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml};
 use crate::stats;
 use crate::units::{Seconds, Tokens, TokensPerSecond};
 
 use super::probe::{plain_table, write_table};
 use super::progress::launch;
-use super::session::{Session, interruptible};
+use super::session::{Session, interruptible, once};
 use super::workload::Workload;
 use super::{CliError, Exit, Output};
 
@@ -30,6 +30,10 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
+
+    /// Keep the weights before the first step and after the last as safetensors, under names that PyTorch code can load
+    #[arg(long)]
+    checkpoints: bool,
 
     /// Run folder to create; `reports/<UTC time>_<machine>` if not given
     #[arg(short, long, value_name = "DIR")]
@@ -65,7 +69,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let session = Session::open(&args.workload, args.out.as_deref(), out)?;
     session.announce(out);
     let stop = interruptible()?;
-    let launcher = session.launcher(stop);
+    let remark = once(out);
+    let launcher = Launcher { checkpoints: args.checkpoints, ..session.launcher(stop, &remark) };
     let mut config = args.workload.config(session.device)?;
     config.steps = args.workload.steps.unwrap_or(STEPS) as usize;
     let wanted = Wanted {

@@ -73,6 +73,10 @@ pub struct Launcher<'a> {
     pub stop: &'a AtomicBool,
     /// Versions of what takes part, for the records.
     pub software: BTreeMap<String, String>,
+    /// Hears what ranks have to say about their start.
+    pub remark: &'a dyn Fn(&str),
+    /// Whether the first rank of each trial keeps its weights as safetensors.
+    pub checkpoints: bool,
 }
 
 impl Launcher<'_> {
@@ -167,7 +171,7 @@ impl Launcher<'_> {
             (0..world).map(|rank| self.assignment(plan, trial, rank, exchange, epoch, place)).collect();
         let telemetry = Telemetry::of(plan, trial, epoch, place)?;
         let ranks = Ranks::start(Path::new(PROGRAM), &assignments)?;
-        let end = Watch::new(&trial.name, &plan.limits, ranks, world).run(self.stop, step);
+        let end = Watch::new(&trial.name, &plan.limits, self.remark, ranks, world).run(self.stop, step);
         let sampled = telemetry.map_or(Ok(()), Telemetry::finish);
         // how a trial failed says more than why its telemetry is cut
         if matches!(end, Ok(TrialEnd::Completed)) {
@@ -220,6 +224,7 @@ impl Launcher<'_> {
             data_rank,
             data_world,
             exchange,
+            checkpoints: self.checkpoints && rank == 0 && trial.launch > 0,
             limits: plan.limits.clone(),
         }
     }

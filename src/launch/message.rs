@@ -24,6 +24,8 @@ pub(super) struct Assignment {
     pub(super) data_world: usize,
     /// How gradients are exchanged.
     pub(super) exchange: Exchange,
+    /// Whether it keeps its weights before the first step and after the last, beside its rank file.
+    pub(super) checkpoints: bool,
     /// Limits on its waiting.
     pub(super) limits: Limits,
 }
@@ -59,6 +61,11 @@ pub(super) enum Order {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Message {
+    /// Something that people should know about the start.
+    Remark {
+        /// In words.
+        text: String,
+    },
     /// The model is built and the peers are met.
     Ready,
     /// A step is done and recorded.

@@ -61,6 +61,7 @@ impl From<TrainError> for GaveUp {
             | TrainError::GpuMemory { .. }
             | TrainError::Data(_) => Self::new(Cause::Input, &error),
             TrainError::Exchange { source: ExchangeError::Comm(comm), .. } => Self::of_comm(comm, &error),
+            TrainError::Checkpoint { .. } => Self::new(Cause::Record, &error),
             TrainError::Diverged { .. } => Self::new(Cause::Diverged, &error),
             _ => Self::new(Cause::Other, &error),
         }
@@ -127,6 +128,8 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     obey(go, ordered.clone(), assignment.limits.stop_s)?;
     let mut training = training(&assignment)?;
     assignment.head.software.extend(training.software());
+    training.remarks().into_iter().for_each(|text| say(&Message::Remark { text }));
+    checkpoint(&assignment, &mut training, 0)?;
     let writer = RankWriter::create(&assignment.file, &assignment.head)?;
     say(&Message::Ready);
     if released.recv().is_err() {
@@ -146,6 +149,9 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
         (Err(_), None) => EndReason::Failed,
     };
     let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
+    if reason == EndReason::Completed {
+        checkpoint(&assignment, &mut training, writer.steps())?;
+    }
     let end = end(&mut training, reason, writer.steps(), stolen)?;
     writer.end(&end)?;
     match trained {
@@ -182,6 +188,15 @@ fn steps(
         }
     }
     Ok(reason)
+}
+
+/// Keeps the weights after `steps` beside the rank file, where that was asked for.
+fn checkpoint(assignment: &Assignment, training: &mut Training, steps: usize) -> Result<(), GaveUp> {
+    if assignment.checkpoints {
+        let name = format!("checkpoint-{steps}.safetensors");
+        training.write_checkpoint(&assignment.file.with_file_name(name))?;
+    }
+    Ok(())
 }
 
 /// Writes each step and then says so. Ends when the training does, or when the disk refuses.

@@ -39,6 +39,7 @@ pub(super) enum TrialEnd {
 pub(super) struct Watch<'a> {
     trial: &'a str,
     limits: &'a Limits,
+    remark: &'a dyn Fn(&str),
     ranks: Ranks,
     seen: Vec<Seen>,
     started: Instant,
@@ -65,11 +66,17 @@ enum Trouble {
 }
 
 impl<'a> Watch<'a> {
-    /// Begins to watch ranks that were just started.
-    pub(super) fn new(trial: &'a str, limits: &'a Limits, ranks: Ranks, world: usize) -> Self {
+    /// Begins to watch ranks that were just started; `remark` hears what they have to say about their start.
+    pub(super) fn new(
+        trial: &'a str,
+        limits: &'a Limits,
+        remark: &'a dyn Fn(&str),
+        ranks: Ranks,
+        world: usize,
+    ) -> Self {
         let started = Instant::now();
         let seen = vec![Seen { ready: false, done: false, steps: 0, last: started }; world];
-        Self { trial, limits, ranks, seen, started, released: None, looked: started }
+        Self { trial, limits, remark, ranks, seen, started, released: None, looked: started }
     }
 
     /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
@@ -134,6 +141,7 @@ impl<'a> Watch<'a> {
         let seen = &mut self.seen[rank];
         seen.last = Instant::now();
         match heard {
+            Heard::Said(Message::Remark { text }) => (self.remark)(&text),
             Heard::Said(Message::Ready) => seen.ready = true,
             Heard::Said(Message::Step { index, .. }) => seen.steps = index + 1,
             Heard::Said(Message::Done) => seen.done = true,

@@ -58,6 +58,15 @@ pub enum TrainError {
         /// The largest batch that fits.
         largest: usize,
     },
+    /// The weights could not be kept.
+    #[error("could not write the weights to {}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
     /// A GPU, or a library for it, cannot be used.
     #[error(transparent)]
     Cuda(#[from] CudaError),

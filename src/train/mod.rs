@@ -4,6 +4,7 @@
 
 mod buckets;
 mod check;
+mod checkpoint;
 mod cpu;
 mod cuda;
 mod data;

@@ -1,6 +1,7 @@
 //! A training on whichever device it runs.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::device::{Clock, peak_resident};
 use crate::units::Bytes;
@@ -53,12 +54,31 @@ impl Training {
         }
     }
 
+    /// Writes all weights as safetensors. See [`Trainer::write_checkpoint`].
+    ///
+    /// # Errors
+    /// The device failed, or the file could not be written.
+    pub fn write_checkpoint(&mut self, path: &Path) -> Result<(), TrainError> {
+        match self {
+            Self::Cpu(trainer) => trainer.write_checkpoint(path),
+            Self::Cuda(trainer) => trainer.write_checkpoint(path),
+        }
+    }
+
     /// Versions of what computes beside this program, for the records.
     #[must_use]
     pub fn software(&self) -> BTreeMap<String, String> {
         match self {
             Self::Cpu(_) => BTreeMap::new(),
             Self::Cuda(trainer) => trainer.cuda().software().clone(),
+        }
+    }
+
+    /// What people should know about the start; empty after the call.
+    pub fn remarks(&mut self) -> Vec<String> {
+        match self {
+            Self::Cpu(_) => Vec::new(),
+            Self::Cuda(trainer) => trainer.ops.remarks(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use crate::topology::PciAddress;
 use crate::units::Bytes;
 
-use super::error::{CudaError, LibraryError};
+use super::error::CudaError;
 use super::library::{Wanted, functions};
 
 /// What the driver calls its objects: pointers that only it reads.
@@ -331,15 +331,6 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained once in `Gpu::open`, and whatever lives in it holds this `Context`
         let _at_exit = unsafe { (self.driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
-    }
-}
-
-/// Whether CUDA's driver library is there at all.
-#[must_use]
-pub fn cuda_is_missing() -> Option<LibraryError> {
-    match driver() {
-        Err(CudaError::Library(error)) => Some(error),
-        _ => None,
     }
 }
 

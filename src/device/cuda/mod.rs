@@ -12,8 +12,10 @@ mod nvrtc;
 mod products;
 mod stream;
 
+/// Where a GPU is.
+pub use crate::topology::PciAddress;
 pub use cache::Cache;
-pub use driver::{Gpu, cuda_gpus, cuda_is_missing};
+pub use driver::{Gpu, cuda_gpus};
 pub use error::{CudaError, LibraryError};
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Pinned, padded};
 pub use nvrtc::Nvrtc;

@@ -25,6 +25,8 @@ enum Way {
 #[derive(Debug)]
 pub(super) struct Attention {
     cudnn: Option<CudnnHandle>,
+    /// Why cuDNN cannot serve.
+    missing: Option<String>,
     own: Option<AttentionKernels>,
     forward: Way,
     backward: Way,
@@ -47,7 +49,7 @@ pub(super) struct Trial {
 impl Attention {
     /// Own kernels only, until [`Attention::choose`].
     pub(super) fn own(own: Option<AttentionKernels>, delta: DeviceBuffer) -> Self {
-        Self { cudnn: None, own, forward: Way::Own, backward: Way::Own, delta, spare: None }
+        Self { cudnn: None, missing: None, own, forward: Way::Own, backward: Way::Own, delta, spare: None }
     }
 
     /// Lets cuDNN work in memory that nobody needs during the backward pass.
@@ -62,21 +64,15 @@ impl Attention {
         dims: Heads,
         deterministic: bool,
     ) -> Result<Vec<String>, CudaError> {
-        let mut told = vec!["attention was not timed: no memory is left for it".to_owned()];
-        let [forwards, backwards] = self.candidates(stream, dims, deterministic, &mut told);
+        let told = vec!["attention was not timed: no memory is left for it".to_owned()];
+        let [forwards, backwards] = self.candidates(stream, dims, deterministic);
         self.forward = forwards.into_iter().next_back().ok_or_else(|| unserved(dims))?;
         self.backward = backwards.into_iter().next_back().ok_or_else(|| unserved(dims))?;
         Ok(told)
     }
 
-    /// What serves these sizes, for each pass; tells why cuDNN does not.
-    fn candidates(
-        &mut self,
-        stream: &Stream,
-        dims: Heads,
-        deterministic: bool,
-        told: &mut Vec<String>,
-    ) -> [Vec<Way>; 2] {
+    /// What serves these sizes, for each pass, the own first.
+    fn candidates(&mut self, stream: &Stream, dims: Heads, deterministic: bool) -> [Vec<Way>; 2] {
         let own = || self.own.iter().map(|_| Way::Own).collect();
         let (mut forwards, mut backwards): (Vec<Way>, Vec<Way>) = (own(), own());
         match CudnnHandle::open(stream) {
@@ -95,7 +91,7 @@ impl Attention {
                 backwards.extend(fits.map(Box::new).map(Way::Cudnn));
                 self.cudnn = Some(handle);
             }
-            Err(error) => told.push(error.to_string()),
+            Err(error) => self.missing = Some(error.to_string()),
         }
         [forwards, backwards]
     }
@@ -113,7 +109,7 @@ impl Attention {
         trial: &mut Trial,
     ) -> Result<Vec<String>, CudaError> {
         let mut told = Vec::new();
-        let [forwards, backwards] = self.candidates(stream, dims, deterministic, &mut told);
+        let [forwards, backwards] = self.candidates(stream, dims, deterministic);
         let mut events = Events::default();
         let mut best = None;
         for way in forwards {
@@ -137,6 +133,11 @@ impl Attention {
         }
         self.backward = best.ok_or_else(|| unserved(dims))?.1;
         Ok(told)
+    }
+
+    /// Why cuDNN cannot serve, where it cannot.
+    pub(super) fn missing(&self) -> Option<&String> {
+        self.missing.as_ref()
     }
 
     /// What was chosen: `cudnn 9.19.0 forward, own backward`.

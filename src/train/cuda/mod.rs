@@ -53,6 +53,8 @@ pub struct Cuda {
     entered: Option<Vec<(Part, Event)>>,
     software: BTreeMap<String, String>,
     remarks: Vec<String>,
+    /// Each attention that was tried, with its time, or why it was not.
+    attention_times: Vec<String>,
     cache: Cache,
 }
 
@@ -131,6 +133,12 @@ impl Cuda {
     /// What people should know about the start, once.
     pub fn remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
+    }
+
+    /// Each attention that was tried, with its time, or why it was not.
+    #[must_use]
+    pub fn attention_times(&self) -> &[String] {
+        &self.attention_times
     }
 
     /// Memory that the training takes of the GPU.

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use crate::device::cuda::kernels::{
     EmbeddingKernels, KernelSet, KernelSizes, NormKernels, NvrtcOnDemand, OptimizerKernels,
 };
-use crate::device::cuda::{Arena, Cache, CudaError, Element, Events, Gpu, Pinned, Products, Stream};
+use crate::device::cuda::{Arena, Cache, CudaError, Element, Events, Gpu, PciAddress, Pinned, Products, Stream};
 use crate::model::{MemoryPlan, PRODUCT_WORKSPACE, Shape};
 use crate::record::{Device, TrainConfig};
-use crate::topology::PciAddress;
 use crate::train::Places;
 use crate::train::check::{check, fits_gpu};
 use crate::train::data::DataShare;
@@ -87,6 +86,7 @@ impl Cuda {
             records: true,
             entered: None,
             remarks: cache.remarks(),
+            attention_times: Vec::new(),
             cache,
             gpu,
             stream,
@@ -123,7 +123,9 @@ impl Cuda {
             Err(CudaError::Memory { .. }) => self.attention.prefer(&self.stream, dims, config.deterministic)?,
             Err(error) => return Err(error),
         };
-        self.remarks.extend(told);
+        self.remarks.extend(self.attention.missing().cloned());
+        self.remarks.push(format!("attention: {}", self.attention.chosen()));
+        self.attention_times = told;
         self.software.insert("attention".into(), self.attention.chosen());
         Ok(())
     }

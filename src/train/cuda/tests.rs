@@ -5,11 +5,10 @@
 
 use rayon::prelude::*;
 
-use crate::device::cuda::{Gpu, cuda_gpus};
+use crate::device::cuda::{Gpu, PciAddress, cuda_gpus};
 use crate::device::{Clock, Floats};
 use crate::model::{MemoryPlan, Role, Shape, preset};
 use crate::record::{Precision, TrainConfig};
-use crate::topology::PciAddress;
 use crate::train::ops::{
     AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Sequences, Write,
 };
@@ -331,7 +330,7 @@ fn ten_steps_lose_what_the_cpu_loses() {
     let (got, _) = trained(&config, |_| {});
     for (got, wanted) in got.iter().zip(&wanted) {
         close("loss", got.step.loss, wanted.step.loss, 0.0, 2e-3);
-        close("gradient norm", got.step.grad_norm, wanted.step.grad_norm, 0.0, 0.02);
+        close("gradient norm", got.step.grad_norm, wanted.step.grad_norm, 0.0, 0.04);
     }
 }
 
