@@ -3,13 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
 
-mod common;
-
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
-use common::{rigscale, stderr};
+/// The binary under test.
+fn rigscale() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rigscale"));
+    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
 
 /// A `libcuda.so.1` in `folder` whose functions do nothing and return 0, but for those in `bodies`.
 fn driver(folder: &Path, leave_out: &str, bodies: &[(&str, &str)]) {

@@ -99,7 +99,8 @@ def types(model, optimizer, precision):
     """What the training really keeps, read from it after a step, while gradients are there."""
     weight = model.head.weight
     state = optimizer.state[weight]
-    return {"weights": short(weight.dtype), "gradients": short(weight.grad.dtype), "moments": short(state["exp_avg"].dtype),
+    return {"weights": short(weight.dtype), "gradients": short(weight.grad.dtype),
+            "moments": short(state["exp_avg"].dtype),
             "master weights": "the weights themselves" if precision == "amp" else "none", "compute": "bf16"}
 
 
