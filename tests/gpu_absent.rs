@@ -115,7 +115,7 @@ fn a_card_that_is_too_old_or_taken_is_refused_by_the_rank_that_would_use_it() {
     for (major, mode, words) in [
         (7, 0, ["Old Card has compute capability 7.5", "needs 8.0"]),
         (9, 2, ["compute mode prohibited", "nvidia-smi -c DEFAULT"]),
-        (9, 3, ["compute mode exclusive process", "another process"]),
+        (9, 3, ["compute mode exclusive process", "end the process that does"]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let bodies = one_gpu(major, mode);
