@@ -240,8 +240,8 @@ pub trait Ops {
     /// The device failed.
     fn upload(&mut self, dst: Self::ViewMut<'_>, host: &[f32]) -> Result<(), Self::Error>;
 
-    /// Fills a buffer's part with normal numbers of mean 0 that depend on `key` alone, those of
-    /// [`initial`](super::seed::initial) up to rounding.
+    /// Fills a buffer's part with normal numbers of mean 0 that depend on `key` alone, up to rounding the same on every
+    /// device.
     ///
     /// # Errors
     /// The device failed.
