@@ -5,6 +5,8 @@
 mod ask;
 mod capture;
 mod captured;
+mod condition;
+mod config;
 mod host;
 mod live;
 mod pci;
@@ -53,7 +55,9 @@ pub fn probe(machine: &dyn Machine) -> Result<Topology, ProbeError> {
         cpu: host::cpu(machine)?,
         iommu: pci::iommu(machine, &tree.gpus)?,
         container: host::container(machine)?,
+        settings: host::settings(machine)?,
         nvidia: pci::nvidia_driver(machine, &tree.gpus)?,
+        peers: condition::peers(machine, &tree.gpus)?,
         pci_functions: tree.functions,
         unknown_devices: tree.unknown,
         bridges: tree.bridges,
