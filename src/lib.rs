@@ -19,7 +19,7 @@
 //! - [`topology`]: what a machine is.
 //! - [`model`]: what is trained.
 //! - [`record`]: every file between rooms.
-//! - [`device`]: the only unsafe code; shared memory, affinity, NVML.
+//! - [`device`]: the only unsafe code; shared memory, affinity, CUDA and its kernels, NVML.
 //! - [`probe`]: asks a machine, makes a topology, judges it.
 //! - [`comm`]: how buffers move between ranks.
 //! - [`train`]: the transformer and one step of its training.

@@ -13,6 +13,7 @@ use crate::model::UnknownModel;
 use crate::record::RecordError;
 use crate::report::ReportError;
 use crate::topology::TopologyError;
+use crate::train::TrainError;
 
 use super::Exit;
 use super::look::LookError;
@@ -83,6 +84,8 @@ impl CliError {
         match self {
             Self::Probe(error) => error.exit(),
             Self::Record(error) if error.is_input() => Exit::Usage,
+            Self::Launch(LaunchError::Train(TrainError::Cuda(_) | TrainError::Device { .. })) => Exit::Fault,
+            Self::Launch(LaunchError::Train(TrainError::Diverged { .. })) => Exit::Fault,
             Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
             Self::Model(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::Cuda(_) => Exit::Fault,

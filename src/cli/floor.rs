@@ -15,7 +15,6 @@ use crate::train::{DataShare, Floor, Trainer};
 use crate::units::{Bytes, Seconds};
 
 use super::probe::{plain_table, write_table};
-use super::qualify::parse_duration;
 use super::{CliError, Exit, Output};
 
 /// Says how fast a training step could be on a GPU, part by part, and how fast it is
@@ -43,7 +42,7 @@ pub(super) struct Args {
     gpu: Option<PciAddress>,
 
     /// For how long each matrix product is held at its best rate
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_hold)]
     hold: Seconds,
 }
 
@@ -72,6 +71,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let share = DataShare { rank: 0, world: 1 };
     out.remark(format!("about {} to hold 15 matrix products and attention for {} each", args.hold * 17.0, args.hold));
     let mut trainer = Trainer::on_gpu(&config, share, gpu).map_err(LaunchError::Train)?;
+    trainer.remarks().iter().for_each(|line| out.remark(line));
     trainer.cuda().attention_times().iter().for_each(|line| out.remark(line));
     let floor = trainer.floor(args.hold).map_err(LaunchError::Train)?;
     let name = trainer.cuda().gpu().name().to_owned();
@@ -80,6 +80,14 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let shown = Shown { gpu, name, model: model.clone(), batch: *batch, context: *context, floor, reached };
     out.emit(&shown).map_err(|source| CliError::Terminal { attempt: "print the floor", source })?;
     Ok(Exit::Pass)
+}
+
+/// `0.5s`: shorter than any other duration here, and never minutes.
+fn parse_hold(text: &str) -> Result<Seconds, String> {
+    match text.strip_suffix('s').and_then(|seconds| seconds.trim().parse::<f64>().ok()) {
+        Some(seconds) if (0.05..=60.0).contains(&seconds) => Ok(Seconds(seconds)),
+        _ => Err("a product is held between 0.05s and 60s, as in --hold 2s".into()),
+    }
 }
 
 fn config(args: &Args) -> Result<TrainConfig, CliError> {

@@ -152,7 +152,7 @@ fn parse_field(text: &str) -> Result<Field, String> {
 }
 
 /// `90s`, `15m` or `2h`: without a unit nobody knows which was meant.
-pub(super) fn parse_duration(text: &str) -> Result<Seconds, String> {
+fn parse_duration(text: &str) -> Result<Seconds, String> {
     let digits = text.strip_suffix(['s', 'm', 'h']).unwrap_or_default();
     let factor = match &text[digits.len()..] {
         "h" => 3600.0,

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::comm::Shm;
 use crate::device::{Clock, SharedMemory};
 use crate::record::{
-    Arm, Finding, Findings, Grade, Origin, Plan, RecordError, RunFolder, RunHead, SCHEMA, Severity, Trial,
+    Arm, Device, Finding, Findings, Grade, Origin, Plan, RecordError, RunFolder, RunHead, SCHEMA, Severity, Trial,
     read_rank_file, write_json,
 };
 use crate::stats;
@@ -163,7 +163,7 @@ impl Launcher<'_> {
         let memory = shared_memory(plan, trial)?;
         let exchange = match (&memory, trial.arm) {
             (Some(memory), _) => Exchange::SharedMemory { fd: memory.raw_fd() },
-            (None, Arm::Ddp) => Exchange::Solo,
+            (None, Arm::Ddp) if plan.device == Device::Cpu => Exchange::Solo,
             (None, _) => Exchange::None,
         };
         let epoch = Clock::monotonic();

@@ -66,6 +66,8 @@ pub(super) enum Message {
         /// In words.
         text: String,
     },
+    /// It is at work on something that takes longer than a step.
+    Busy,
     /// The model is built and the peers are met.
     Ready,
     /// A step is done and recorded.

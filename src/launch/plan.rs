@@ -177,6 +177,14 @@ fn duration(wanted: &Wanted, config: &TrainConfig, step: Seconds, trials: usize)
 /// operations a second counts as stuck.
 pub(super) fn calibration_limits(plan: &Plan, steps: usize) -> Limits {
     const SLOWEST_CORE: f64 = 1e9;
+    /// The smallest card of compute capability 8.0 or newer reaches several times this in bf16.
+    const SLOWEST_GPU: f64 = 1e12;
+    /// The first step on a GPU times every candidate for its matrix products.
+    const FIRST_STEP: Seconds = Seconds(60.0);
+    if plan.device == Device::Cuda {
+        let step = Seconds(plan.flops_per_step / SLOWEST_GPU + FIRST_STEP.0);
+        return limits(Seconds(step.0 / STEP_LIMIT_FACTOR), steps);
+    }
     let cpus = plan.shares.iter().map(|share| share.cpus.len()).min().unwrap_or(1).max(1);
     limits(Seconds(plan.flops_per_step / (SLOWEST_CORE * cpus as f64) / STEP_LIMIT_FACTOR), steps)
 }

@@ -129,12 +129,12 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     let mut training = training(&assignment)?;
     assignment.head.software.extend(training.software());
     training.remarks().into_iter().for_each(|text| say(&Message::Remark { text }));
-    checkpoint(&assignment, &mut training, 0)?;
     let writer = RankWriter::create(&assignment.file, &assignment.head)?;
     say(&Message::Ready);
     if released.recv().is_err() {
         return Ok(());
     }
+    checkpoint(&assignment, &mut training, 0)?;
     let (record, records) = mpsc::sync_channel(UNWRITTEN_MAX);
     let keeper =
         thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
@@ -152,12 +152,19 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     if reason == EndReason::Completed {
         checkpoint(&assignment, &mut training, writer.steps())?;
     }
-    let end = end(&mut training, reason, writer.steps(), stolen)?;
-    writer.end(&end)?;
+    let end = end(&mut training, reason, writer.steps(), stolen);
     match trained {
-        Err(error) if reason == EndReason::Failed => return Err(error),
-        Ok(EndReason::Completed) => say(&Message::Done),
-        _ => {}
+        // what failed may have taken the device with it: its own words count, not those about the end
+        Err(error) if reason == EndReason::Failed => {
+            let _unended = end.map(|end| writer.end(&end));
+            return Err(error);
+        }
+        trained => {
+            writer.end(&end?)?;
+            if let Ok(EndReason::Completed) = trained {
+                say(&Message::Done);
+            }
+        }
     }
     Ok(())
 }
@@ -194,7 +201,7 @@ fn steps(
 fn checkpoint(assignment: &Assignment, training: &mut Training, steps: usize) -> Result<(), GaveUp> {
     if assignment.checkpoints {
         let name = format!("checkpoint-{steps}.safetensors");
-        training.write_checkpoint(&assignment.file.with_file_name(name))?;
+        training.write_checkpoint(&assignment.file.with_file_name(name), &|| say(&Message::Busy))?;
     }
     Ok(())
 }

@@ -142,6 +142,8 @@ impl<'a> Watch<'a> {
         seen.last = Instant::now();
         match heard {
             Heard::Said(Message::Remark { text }) => (self.remark)(&text),
+            // `seen.last` says it
+            Heard::Said(Message::Busy) => {}
             Heard::Said(Message::Ready) => seen.ready = true,
             Heard::Said(Message::Step { index, .. }) => seen.steps = index + 1,
             Heard::Said(Message::Done) => seen.done = true,

@@ -84,9 +84,9 @@ impl MemoryPlan {
         let streams = 2 * (layers + 2) * width + 4;
         let activations = rows * (kept * block + streams) as u64;
         let logits = rows * (2 * vocabulary + 4) as u64;
-        // what a block adds to the stream, and what does not find room in the memory of the logits
-        let shared = (2 * (width + attended + qkv + ffn)).saturating_sub(2 * vocabulary);
-        let work = rows * (2 * width + shared) as u64;
+        // the gradient of a norm's result, and what does not find room in the memory of the logits
+        let beside = Self::beside_logits(shape, rows);
+        let work = rows * 2 * width as u64 + beside.taken;
         let angles = (context * shape.head_size() * 4) as u64;
         let tokens = 3 * 4 * rows + 4 * vocabulary as u64;
         // partial sums: two rows of f32 for each 32 tokens of the embedding, or for each block of a norm
@@ -98,8 +98,8 @@ impl MemoryPlan {
             ("moments", 8 * parameters),
             ("activations", activations),
             ("logits, later the working space of the backward pass", logits),
-            ("working space", work + angles + tokens + sums + rows * 4 * heads as u64),
-            ("attention", Self::attention_beside_logits(shape, rows)),
+            ("working space", work + angles + tokens + sums + rows * 4 * heads as u64 + rounding(layers)),
+            ("attention", beside.attention),
             ("matrix products", PRODUCT_WORKSPACE.0),
         ])
     }
@@ -112,22 +112,98 @@ impl MemoryPlan {
         rows * (4 * shape.heads * (copies * shape.head_size() + 2)) as u64 + (1 << 20)
     }
 
-    /// The part of it that has to be taken: all, where the memory of the logits has no room for it beside the working
-    /// space of the backward pass.
+    /// What the memory of the logits of `rows` tokens holds after their gradient is spent, and what has to be taken beside.
     #[must_use]
-    pub fn attention_beside_logits(shape: &Shape, rows: u64) -> u64 {
+    pub fn beside_logits(shape: &Shape, rows: u64) -> BesideLogits {
         let Shape { width, ffn, vocabulary, heads, .. } = *shape;
-        let placed = 2 * (width + heads * shape.head_size() + shape.qkv_rows() + ffn);
-        let left = rows * (2 * vocabulary).saturating_sub(placed) as u64;
+        let room = 2 * rows * vocabulary as u64;
+        let buffers = [width, heads * shape.head_size(), shape.qkv_rows(), ffn].map(|width| 2 * rows * width as u64);
+        let (places, used) = place_in(room, &buffers);
+        let outside = buffers.iter().zip(&places).filter(|(_, place)| place.is_none());
+        let taken = outside.map(|(bytes, _)| bytes).sum();
         let needed = Self::attention_workspace(shape, rows);
-        if needed + 1024 <= left { 0 } else { needed }
+        BesideLogits { taken, attention: if used + needed <= room { 0 } else { needed } }
     }
 
     /// The most sequences of `context` tokens that a GPU can train on in `memory`; 0 where not even one fits.
     #[must_use]
     pub fn largest_batch(shape: &Shape, context: usize, recompute: bool, memory: Bytes) -> usize {
-        let total = |batch| Self::on_cuda(shape, batch, context, recompute).total_bytes.0;
-        let (none, one) = (total(0), total(1));
-        if memory.0 < one { 0 } else { ((memory.0 - none) / (one - none)) as usize }
+        let fits = |batch| Self::on_cuda(shape, batch, context, recompute).total_bytes <= memory;
+        let most = (ROWS_MAX / context.max(1)).max(1);
+        // nearly linear in the batch, but not quite: doubling, then halving the steps
+        let (mut batch, mut step) = (0, 1);
+        while batch + step <= most && fits(batch + step) {
+            batch += step;
+            step *= 2;
+        }
+        while 0 < step {
+            if batch + step <= most && fits(batch + step) {
+                batch += step;
+            }
+            step /= 2;
+        }
+        batch
+    }
+}
+
+/// Tokens of one micro-step that a rank can be asked for.
+const ROWS_MAX: usize = 1 << 24;
+
+/// What the backward pass needs beside the memory of the logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BesideLogits {
+    /// Bytes of buffers that do not fit in it.
+    pub taken: u64,
+    /// Bytes for attention, where what is left is too small; else 0.
+    pub attention: u64,
+}
+
+/// Every buffer begins at a multiple of this.
+const ALIGNMENT: u64 = 256;
+
+/// Where buffers of so many bytes go in `room`, first come, first served: the offset of each, none where it does not fit;
+/// and the bytes that they use of it.
+#[must_use]
+pub fn place_in(room: u64, buffers: &[u64]) -> (Vec<Option<u64>>, u64) {
+    let mut used = 0;
+    let mut place = |bytes: u64| {
+        let end = used + bytes;
+        (end <= room).then(|| std::mem::replace(&mut used, end.next_multiple_of(ALIGNMENT)))
+    };
+    let places = buffers.iter().map(|bytes| place(*bytes)).collect();
+    (places, used.min(room))
+}
+
+/// What is lost where buffers end between multiples of the alignment: those of a block, of the whole model, and of the
+/// optimizer if each parameter were a bucket.
+fn rounding(layers: usize) -> u64 {
+    ALIGNMENT * (12 * layers + 64 + 6 * (6 * layers + 3)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PRESETS;
+
+    #[test]
+    fn buffers_are_placed_in_order_and_whole() {
+        assert_eq!(place_in(1000, &[300, 600, 100]), (vec![Some(0), None, Some(512)], 768));
+        assert_eq!(place_in(0, &[1]), (vec![None], 0));
+    }
+
+    #[test]
+    fn the_largest_batch_fits_and_the_next_does_not() {
+        for preset in PRESETS {
+            for context in [128, 1024, 2048, 8192] {
+                for gibi in [1_u64, 8, 20, 24, 48, 80, 141] {
+                    let memory = Bytes((gibi << 30) + 12_345);
+                    let total = |batch| MemoryPlan::on_cuda(&preset.shape, batch, context, false).total_bytes;
+                    let batch = MemoryPlan::largest_batch(&preset.shape, context, false, memory);
+                    let name = preset.name;
+                    assert!(batch == 0 || total(batch) <= memory, "{name} {batch} × {context} in {memory}");
+                    assert!(memory < total(batch + 1), "{name} {batch} × {context} is not the most in {memory}");
+                }
+            }
+        }
     }
 }

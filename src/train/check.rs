@@ -132,13 +132,17 @@ pub(super) fn fits_host(config: &TrainConfig, share: DataShare, memory: Bytes) -
     Err(TrainError::Memory { batch: config.batch, context: config.context, needed, available })
 }
 
-/// Refuses what needs more than a GPU has `free`, and says what would fit.
+/// Left for the code of CUDA's libraries, which is loaded when it is first used, and for graphs.
+const LIBRARIES: Bytes = Bytes(512 << 20);
+
+/// Refuses what needs more than a GPU has `free` beside CUDA's libraries, and says what would fit.
 ///
 /// # Errors
 /// [`TrainError::GpuMemory`].
 pub(super) fn fits_gpu(config: &TrainConfig, free: Bytes) -> Result<(), TrainError> {
     let TrainConfig { shape, batch, context, recompute, .. } = *config;
     let needed = MemoryPlan::on_cuda(&shape, batch, context, recompute).total_bytes;
+    let free = Bytes(free.0.saturating_sub(LIBRARIES.0));
     if needed <= free {
         return Ok(());
     }
@@ -212,8 +216,8 @@ mod tests {
     fn a_gpu_that_is_too_small_is_told_the_largest_batch() {
         let config = on_gpu("llama-125m", 16, 2048);
         let plan = |batch| MemoryPlan::on_cuda(&config.shape, batch, 2048, false).total_bytes;
-        fits_gpu(&config, plan(16)).unwrap();
-        let error = fits_gpu(&config, Bytes(plan(11).0 + 1000)).unwrap_err();
+        fits_gpu(&config, Bytes(plan(16).0 + LIBRARIES.0)).unwrap();
+        let error = fits_gpu(&config, Bytes(plan(11).0 + LIBRARIES.0 + 1000)).unwrap_err();
         assert!(matches!(error, TrainError::GpuMemory { largest: 11, .. }), "{error}");
         assert!(error.to_string().contains("--batch 11 is the largest"), "{error}");
         let error = fits_gpu(&config, Bytes(1 << 30)).unwrap_err().to_string();

@@ -17,6 +17,7 @@ struct Weight<'a, O: Ops> {
     trainer: &'a RefCell<&'a mut Trainer<O>>,
     /// The first weight that could not be read: a view cannot say so itself.
     failed: &'a RefCell<Option<TrainError>>,
+    alive: &'a dyn Fn(),
     parameter: &'a Parameter,
     shape: Vec<usize>,
 }
@@ -31,8 +32,12 @@ impl<O: Ops> View for Weight<'_, O> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
+        (self.alive)();
         match self.trainer.borrow_mut().weight(self.parameter.role) {
-            Ok(weight) => weight.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
+            Ok(mut weight) => {
+                weight.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().to_le()));
+                bytemuck::cast_slice(&weight).to_vec().into()
+            }
             Err(error) => {
                 self.failed.borrow_mut().get_or_insert(error);
                 vec![0; self.data_len()].into()
@@ -47,18 +52,19 @@ impl<O: Ops> View for Weight<'_, O> {
 
 impl<O: Ops> Trainer<O> {
     /// Writes the weights as the optimizer keeps them, f32, as safetensors: matrices `[rows, columns]`, gains
-    /// `[columns]`, under the names of [`Role`](crate::model::Role).
+    /// `[columns]`, under the names of [`Role`](crate::model::Role). `alive` is called before each weight: large models
+    /// take minutes.
     ///
     /// # Errors
     /// The device failed, or the file could not be written.
-    pub fn write_checkpoint(&mut self, path: &Path) -> Result<(), TrainError> {
+    pub fn write_checkpoint(&mut self, path: &Path, alive: &dyn Fn()) -> Result<(), TrainError> {
         let parameters = self.config.shape.parameters();
         let (trainer, failed) = (RefCell::new(self), RefCell::new(None));
         let weights = parameters.iter().map(|parameter| {
             let Parameter { rows, columns, .. } = *parameter;
             let shape = if parameter.is_matrix() { vec![rows, columns] } else { vec![columns] };
             let (trainer, failed) = (&trainer, &failed);
-            (parameter.role.to_string(), Weight { trainer, failed, parameter, shape })
+            (parameter.role.to_string(), Weight { trainer, failed, alive, parameter, shape })
         });
         let written = serialize_to_file(weights, None, path);
         if let Some(error) = failed.into_inner() {
@@ -79,7 +85,9 @@ mod tests {
         let mut trainer = alone(&config);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint.safetensors");
-        trainer.write_checkpoint(&path).unwrap();
+        let asked = std::cell::Cell::new(0);
+        trainer.write_checkpoint(&path, &|| asked.set(asked.get() + 1)).unwrap();
+        assert_eq!(asked.get(), config.shape.parameters().len());
         let bytes = std::fs::read(&path).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let parameters = config.shape.parameters();
@@ -95,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_that_cannot_be_written_says_where() {
-        let error = alone(&tiny()).write_checkpoint(Path::new("/proc/none/checkpoint")).unwrap_err();
+        let error = alone(&tiny()).write_checkpoint(Path::new("/proc/none/checkpoint"), &|| {}).unwrap_err();
         assert!(error.to_string().contains("/proc/none/checkpoint"), "{error}");
     }
 }

@@ -153,6 +153,21 @@ impl<O: Ops> Saved<O> {
     }
 }
 
+/// What attention reads and writes in one block.
+#[derive(Debug)]
+pub(super) struct AttentionBuffers<'a, O: Ops> {
+    /// `qkv[N, (H + 2K)·D]`
+    pub(super) qkv: &'a mut O::Buf,
+    /// `att[N, H·D]`
+    pub(super) att: &'a mut O::Buf,
+    /// One number for each query and head.
+    pub(super) lse: &'a mut O::Buf,
+    /// `datt[N, H·D]`
+    pub(super) datt: &'a mut O::Buf,
+    /// `dqkv[N, (H + 2K)·D]`
+    pub(super) dqkv: &'a mut O::Buf,
+}
+
 /// Memory that all blocks share, one after another.
 #[derive(Debug)]
 struct Work<O: Ops> {
@@ -219,6 +234,13 @@ impl<O: Ops> Decoder<O> {
             work: Work::zeros(ops, &dims, &logits)?,
             logits,
         })
+    }
+
+    /// Buffers of the first block that hold nothing yet, to try attention on.
+    pub(super) fn attention_buffers(&mut self) -> AttentionBuffers<'_, O> {
+        let Block { qkv, att, lse, .. } = &mut self.saved.blocks[0];
+        let Work { datt, dqkv, .. } = &mut self.work;
+        AttentionBuffers { qkv, att, lse, datt, dqkv }
     }
 
     /// The forward pass on a batch: adds `weight` times its mean loss, in nats per token, to the totals of the step, and

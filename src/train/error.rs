@@ -40,7 +40,7 @@ pub enum TrainError {
     },
     /// The training needs more memory than the GPU has free.
     #[error(
-        "--batch {batch} with --context {context} needs {needed} of GPU memory where {free} are free; {}",
+        "--batch {batch} with --context {context} needs {needed} of GPU memory where {free} are free for it; {}",
         match largest {
             0 => "not even one sequence fits: a smaller --model or --context, or --recompute, needs less".to_owned(),
             largest => format!("--batch {largest} is the largest that fits"),

@@ -174,7 +174,7 @@ impl<O: Ops> Trainer<O> {
         let loss = totals.loss;
         let grad_norm = self.mean() * totals.squares.sqrt();
         if !(loss.is_finite() && grad_norm.is_finite()) {
-            let first = self.model.first_not_finite(&mut self.ops, &self.gradients).map_err(failed)?;
+            let first = self.locate(index, &clock)?;
             return Err(TrainError::Diverged { step: index, loss, grad_norm, first });
         }
         let mut spent = [Seconds(0.0); 5];
@@ -199,6 +199,24 @@ impl<O: Ops> Trainer<O> {
             grad_norm,
         };
         Ok(Some(StepRecord { step, buckets: self.events(index, &moments) }))
+    }
+
+    /// Where the first number that is not finite stands in step `index`: computes its micro-steps again, one by one, as
+    /// the device may be ahead. No gradient leaves this rank.
+    fn locate(&mut self, index: usize, clock: &Clock) -> Result<Option<String>, TrainError> {
+        let failed = device::<O>("look for the number that is not finite");
+        self.pending.clear();
+        for micro in 0..self.config.accumulate {
+            self.data.fill(index, micro, &mut self.batch)?;
+            self.model.forward(&mut self.ops, &self.batch, 0.0).map_err(failed)?;
+            self.gradients.begin(Pass { write: self.pass(micro).write, last: false }, clock);
+            self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
+            let first = self.model.first_not_finite(&mut self.ops, &self.gradients).map_err(failed)?;
+            if first.is_some() {
+                return Ok(first);
+            }
+        }
+        Ok(None)
     }
 
     /// Asks for a step. Nothing here waits for the device, but the exchange of gradients may.

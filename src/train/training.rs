@@ -54,14 +54,14 @@ impl Training {
         }
     }
 
-    /// Writes all weights as safetensors. See [`Trainer::write_checkpoint`].
+    /// Writes all weights as safetensors; `alive` is called before each. See [`Trainer::write_checkpoint`].
     ///
     /// # Errors
     /// The device failed, or the file could not be written.
-    pub fn write_checkpoint(&mut self, path: &Path) -> Result<(), TrainError> {
+    pub fn write_checkpoint(&mut self, path: &Path, alive: &dyn Fn()) -> Result<(), TrainError> {
         match self {
-            Self::Cpu(trainer) => trainer.write_checkpoint(path),
-            Self::Cuda(trainer) => trainer.write_checkpoint(path),
+            Self::Cpu(trainer) => trainer.write_checkpoint(path, alive),
+            Self::Cuda(trainer) => trainer.write_checkpoint(path, alive),
         }
     }
 
@@ -78,7 +78,7 @@ impl Training {
     pub fn remarks(&mut self) -> Vec<String> {
         match self {
             Self::Cpu(_) => Vec::new(),
-            Self::Cuda(trainer) => trainer.ops.remarks(),
+            Self::Cuda(trainer) => trainer.remarks(),
         }
     }
 

@@ -86,7 +86,13 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     moved
 }
 
-/// A name for a file made from all that shapes its content.
+/// The name of a file of a kind, made from all that shapes its content.
+#[must_use]
+pub fn cache_key(kind: &str, parts: &[&str]) -> String {
+    format!("{kind}-{}", key(parts))
+}
+
+/// A hash of all that shapes a file's content.
 #[must_use]
 pub(super) fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();

@@ -283,6 +283,11 @@ impl Gpu {
         self.0.multiprocessors
     }
 
+    /// True if libraries of CUDA 13 run on the driver; else those of CUDA 12 do.
+    pub(super) fn serves_13(&self) -> bool {
+        13_000 <= self.0.cuda
+    }
+
     /// CUDA version that the driver serves: `13.0`.
     #[must_use]
     pub fn cuda_version(&self) -> String {

@@ -50,8 +50,8 @@ pub enum CudaError {
     },
     /// Another process holds the GPU alone, or nobody may use it.
     #[error(
-        "{name} at {address} is in compute mode {mode} and another process uses it; end that process, or let an \
-         administrator set the default mode (nvidia-smi -c DEFAULT)"
+        "{name} at {address} is in compute mode {mode}, and this process may not use it; end the process that does, or let \
+         an administrator set the default mode (nvidia-smi -c DEFAULT)"
     )]
     Exclusive {
         /// The GPU's name.

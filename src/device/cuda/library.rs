@@ -168,6 +168,8 @@ fn python_sites() -> Vec<PathBuf> {
         ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(env::var_os).map(PathBuf::from).collect();
     roots.extend(with_python.filter_map(|bin| bin.parent().map(Path::to_owned)));
     roots.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".local")));
+    // where pip puts what root installs on Debian
+    roots.push(PathBuf::from("/usr/local"));
     let mut sites = Vec::new();
     for root in roots {
         let Ok(entries) = fs::read_dir(root.join("lib")) else { continue };

@@ -83,6 +83,7 @@ impl Arena {
     /// # Errors
     /// It has less free memory, which is looked at before anything is taken.
     pub fn new(gpu: &Gpu, bytes: Bytes) -> Result<Self, CudaError> {
+        gpu.make_current()?;
         let (free, _) = gpu.memory()?;
         if free < bytes {
             return Err(CudaError::Memory { needed: bytes, free });
@@ -259,6 +260,7 @@ impl<T: bytemuck::Pod> Pinned<T> {
     /// # Errors
     /// The system has no memory that may stay in place.
     pub fn zeros(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
+        gpu.make_current()?;
         let mut address: *mut c_void = std::ptr::null_mut();
         let bytes = len.max(1) * size_of::<T>();
         // SAFETY: writes one address, which `Drop` frees

@@ -14,7 +14,7 @@ mod stream;
 
 /// Where a GPU is.
 pub use crate::topology::PciAddress;
-pub use cache::Cache;
+pub use cache::{Cache, cache_key};
 pub use driver::{Gpu, cuda_gpus};
 pub use error::{CudaError, LibraryError};
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Pinned, padded};

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 
-use super::driver::Handle;
+use super::driver::{Gpu, Handle};
 use super::error::CudaError;
 use super::library::{Wanted, functions};
 
@@ -55,12 +55,24 @@ impl Drop for Program<'_> {
 }
 
 impl Nvrtc {
-    /// Loads NVRTC 13, or 12 where there is no 13.
+    /// Loads the NVRTC whose machine code the driver of `gpu` takes: that of CUDA 13, or of 12 for an older driver.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub fn for_gpu(gpu: &Gpu) -> Result<Self, CudaError> {
+        Self::of(if gpu.serves_13() { NVRTC } else { NVRTC_12 })
+    }
+
+    /// Loads NVRTC 13, to compile only.
     ///
     /// # Errors
     /// It is missing or damaged.
     pub fn load() -> Result<Self, CudaError> {
-        let functions = Functions::load(NVRTC).or_else(|newer| Functions::load(NVRTC_12).map_err(|_| newer))?;
+        Self::of(NVRTC)
+    }
+
+    fn of(wanted: Wanted) -> Result<Self, CudaError> {
+        let functions = Functions::load(wanted)?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: writes two integers
         let code = unsafe { (functions.nvrtcVersion)(&raw mut major, &raw mut minor) };

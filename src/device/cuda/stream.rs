@@ -32,6 +32,7 @@ impl Stream {
     /// # Errors
     /// The driver failed.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        gpu.make_current()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one handle, which `Drop` destroys
         let code = unsafe { (gpu.driver().cuStreamCreateWithPriority)(&raw mut handle, NON_BLOCKING, 0) };
@@ -154,7 +155,7 @@ impl Stream {
     /// # Errors
     /// The driver failed.
     pub fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
-        // SAFETY: both live; the buffers that the graph names are owned by whoever owns the graph
+        // SAFETY: both live; the buffers that the graph names lie in the arena of whoever recorded it, which outlives it
         let code = unsafe { (self.gpu.driver().cuGraphLaunch)(graph.executable, self.handle) };
         self.gpu.driver().check(code, || "launch a graph".into())
     }

@@ -2,12 +2,17 @@
 //!
 //! Both read and write the same layouts, so any forward pass goes with any backward pass.
 
+use serde::{Deserialize, Serialize};
+
 use crate::device::cuda::cudnn::{AttentionDims, AttentionGraph, AttentionTensors, CudnnHandle};
 use crate::device::cuda::kernels::{AttentionKernels, AttentionSaved, AttentionSizes};
-use crate::device::cuda::{CudaError, DeviceBuffer, Element, Events, Stream};
+use crate::device::cuda::{Cache, CudaError, DeviceBuffer, Events, Stream, cache_key};
 use crate::stats;
+use crate::train::decoder::AttentionBuffers;
 use crate::train::ops::{Attended, Heads};
-use crate::units::Seconds;
+use crate::units::{Bytes, Seconds};
+
+use super::Cuda;
 
 /// Runs that a candidate is timed over; the median counts.
 const RUNS: usize = 5;
@@ -24,12 +29,15 @@ enum Way {
 /// Attention for one size of heads and sequences.
 #[derive(Debug)]
 pub(super) struct Attention {
-    cudnn: Option<CudnnHandle>,
-    /// Why cuDNN cannot serve.
-    missing: Option<String>,
     own: Option<AttentionKernels>,
     forward: Way,
     backward: Way,
+    /// After the graphs that are made with it.
+    cudnn: Option<CudnnHandle>,
+    /// Why cuDNN cannot serve.
+    missing: Option<String>,
+    /// Each candidate with its time, or why it was none.
+    told: Vec<String>,
     /// What the own backward pass works in, and cuDNN's forward pass.
     delta: DeviceBuffer,
     /// Memory that is free during the backward pass, for cuDNN's.
@@ -37,19 +45,28 @@ pub(super) struct Attention {
 }
 
 /// Buffers that passes are timed on.
-#[derive(Debug)]
-pub(super) struct Trial {
-    pub(super) qkv: DeviceBuffer,
-    pub(super) att: DeviceBuffer,
-    pub(super) lse: DeviceBuffer,
-    pub(super) datt: DeviceBuffer,
-    pub(super) dqkv: DeviceBuffer,
+pub(super) type Trial<'a> = AttentionBuffers<'a, Cuda>;
+
+/// Which way serves each pass: true for cuDNN's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    forward: bool,
+    backward: bool,
 }
 
 impl Attention {
     /// Own kernels only, until [`Attention::choose`].
     pub(super) fn own(own: Option<AttentionKernels>, delta: DeviceBuffer) -> Self {
-        Self { cudnn: None, missing: None, own, forward: Way::Own, backward: Way::Own, delta, spare: None }
+        Self {
+            own,
+            forward: Way::Own,
+            backward: Way::Own,
+            cudnn: None,
+            missing: None,
+            told: Vec::new(),
+            delta,
+            spare: None,
+        }
     }
 
     /// Lets cuDNN work in memory that nobody needs during the backward pass.
@@ -57,21 +74,7 @@ impl Attention {
         self.spare = Some(spare);
     }
 
-    /// Takes the first way that serves of each pass, untimed: cuDNN's before the own.
-    pub(super) fn prefer(
-        &mut self,
-        stream: &Stream,
-        dims: Heads,
-        deterministic: bool,
-    ) -> Result<Vec<String>, CudaError> {
-        let told = vec!["attention was not timed: no memory is left for it".to_owned()];
-        let [forwards, backwards] = self.candidates(stream, dims, deterministic);
-        self.forward = forwards.into_iter().next_back().ok_or_else(|| unserved(dims))?;
-        self.backward = backwards.into_iter().next_back().ok_or_else(|| unserved(dims))?;
-        Ok(told)
-    }
-
-    /// What serves these sizes, for each pass, the own first.
+    /// What serves these sizes, for each pass, the own first. Why cuDNN does not is told.
     fn candidates(&mut self, stream: &Stream, dims: Heads, deterministic: bool) -> [Vec<Way>; 2] {
         let own = || self.own.iter().map(|_| Way::Own).collect();
         let (mut forwards, mut backwards): (Vec<Way>, Vec<Way>) = (own(), own());
@@ -79,16 +82,29 @@ impl Attention {
             Ok(handle) => {
                 let sizes = cudnn_dims(dims);
                 let spare = self.spare.as_ref().map_or(0, |spare| spare.len() as u64 * spare.element().bytes());
-                let forward = AttentionGraph::forward(&handle, sizes).ok();
-                let fits = forward.filter(|graph| graph.workspace_bytes() <= 4 * self.delta.len() as u64);
-                forwards.extend(fits.map(Box::new).map(Way::Cudnn));
+                let forward = AttentionGraph::forward(&handle, sizes);
                 let backward = if deterministic {
-                    AttentionGraph::deterministic_backward(&handle, sizes, spare)
+                    // beside the scores it keeps a number for each query and head
+                    let scores = spare.saturating_sub(4 * self.delta.len() as u64 + 4096);
+                    AttentionGraph::deterministic_backward(&handle, sizes, scores)
                 } else {
                     AttentionGraph::backward(&handle, sizes)
                 };
-                let fits = backward.ok().filter(|graph| graph.workspace_bytes() <= spare);
-                backwards.extend(fits.map(Box::new).map(Way::Cudnn));
+                for (graph, room, ways) in
+                    [(forward, 4 * self.delta.len() as u64, &mut forwards), (backward, spare, &mut backwards)]
+                {
+                    match graph {
+                        Ok(graph) if graph.workspace_bytes() <= room => ways.push(Way::Cudnn(Box::new(graph))),
+                        Ok(graph) => {
+                            let bytes = Bytes(graph.workspace_bytes());
+                            self.told.push(format!(
+                                "cuDNN's {graph:?} needs {bytes} of workspace; {} are left",
+                                Bytes(room)
+                            ));
+                        }
+                        Err(error) => self.told.push(error.to_string()),
+                    }
+                }
                 self.cudnn = Some(handle);
             }
             Err(error) => self.missing = Some(error.to_string()),
@@ -97,7 +113,7 @@ impl Attention {
     }
 
     /// Times what serves these sizes and keeps the fastest of each pass; among those that repeat to the bit if
-    /// `deterministic`. Tells each candidate with its time.
+    /// `deterministic`. What an earlier start kept under the same key is taken untimed.
     ///
     /// # Errors
     /// Nothing serves these sizes, or the GPU failed.
@@ -106,33 +122,64 @@ impl Attention {
         stream: &Stream,
         dims: Heads,
         deterministic: bool,
-        trial: &mut Trial,
-    ) -> Result<Vec<String>, CudaError> {
-        let mut told = Vec::new();
+        trial: Trial<'_>,
+        (cache, key_parts): (&mut Cache, &[&str]),
+    ) -> Result<(), CudaError> {
         let [forwards, backwards] = self.candidates(stream, dims, deterministic);
-        let mut events = Events::default();
-        let mut best = None;
-        for way in forwards {
-            let mut run = |attention: &mut Self| {
-                attention.run_forward(&way, stream, dims, [&mut trial.att, &mut trial.lse], &trial.qkv)
-            };
-            let time = self.time(stream, &mut events, &mut run)?;
-            told.push(format!("attention forward by {}: {time}", self.name(&way)));
-            keep(&mut best, time, way);
+        let version = self.cudnn.as_ref().map_or_else(String::new, CudnnHandle::version);
+        let file = cache_key("attention", &[key_parts, &[&version, env!("CARGO_PKG_VERSION")]].concat());
+        let kept: Option<Kept> = cache.read(&file).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let Trial { qkv, att, lse, datt, dqkv } = trial;
+        self.forward = self.fastest(stream, "forward", forwards, kept.map(|kept| kept.forward), |this, way| {
+            this.run_forward(way, stream, dims, [&mut *att, &mut *lse], qkv)
+        })?;
+        self.backward = self.fastest(stream, "backward", backwards, kept.map(|kept| kept.backward), |this, way| {
+            let saved = Attended { att: &*att, lse: &*lse, qkv: &*qkv };
+            this.run_backward(way, stream, dims, dqkv, datt, saved)
+        })?;
+        let chosen =
+            Kept { forward: matches!(self.forward, Way::Cudnn(_)), backward: matches!(self.backward, Way::Cudnn(_)) };
+        if kept != Some(chosen)
+            && let Ok(bytes) = serde_json::to_vec(&chosen)
+        {
+            cache.write(&file, &bytes);
         }
-        self.forward = best.ok_or_else(|| unserved(dims))?.1;
-        let mut best = None;
-        for way in backwards {
-            let mut run = |attention: &mut Self| {
-                let saved = Attended { att: &trial.att, lse: &trial.lse, qkv: &trial.qkv };
-                attention.run_backward(&way, stream, dims, &mut trial.dqkv, &trial.datt, saved)
-            };
-            let time = self.time(stream, &mut events, &mut run)?;
-            told.push(format!("attention backward by {}: {time}", self.name(&way)));
-            keep(&mut best, time, way);
+        Ok(())
+    }
+
+    /// The way that an earlier start kept, or the fastest of those that run.
+    fn fastest(
+        &mut self,
+        stream: &Stream,
+        pass: &'static str,
+        mut ways: Vec<Way>,
+        kept: Option<bool>,
+        mut run: impl FnMut(&mut Self, &Way) -> Result<(), CudaError>,
+    ) -> Result<Way, CudaError> {
+        if let Some(at) = kept.and_then(|cudnn| ways.iter().position(|way| matches!(way, Way::Cudnn(_)) == cudnn)) {
+            return Ok(ways.swap_remove(at));
         }
-        self.backward = best.ok_or_else(|| unserved(dims))?.1;
-        Ok(told)
+        let mut best: Option<(Seconds, Way)> = None;
+        for way in ways {
+            let time = match self.time(stream, |this| run(this, &way)) {
+                Ok(time) => time,
+                Err(error) => {
+                    self.told.push(format!("attention {pass} by {}: {error}", self.name(&way)));
+                    continue;
+                }
+            };
+            self.told.push(format!("attention {pass} by {}: {time}", self.name(&way)));
+            if best.as_ref().is_none_or(|(fastest, _)| time < *fastest) {
+                best = Some((time, way));
+            }
+        }
+        best.map(|(_, way)| way)
+            .ok_or_else(|| CudaError::Unserved { operation: "attention", sizes: self.told.join("; ") })
+    }
+
+    /// Each candidate with its time, or why it was none.
+    pub(super) fn told(&self) -> &[String] {
+        &self.told
     }
 
     /// Why cuDNN cannot serve, where it cannot.
@@ -157,9 +204,9 @@ impl Attention {
     fn time(
         &mut self,
         stream: &Stream,
-        events: &mut Events,
-        run: &mut dyn FnMut(&mut Self) -> Result<(), CudaError>,
+        mut run: impl FnMut(&mut Self) -> Result<(), CudaError>,
     ) -> Result<Seconds, CudaError> {
+        let mut events = Events::default();
         let mut times = Vec::with_capacity(RUNS);
         // the first run loads code
         for index in 0..=RUNS {
@@ -227,20 +274,14 @@ impl Attention {
         saved: Attended<'_, DeviceBuffer>,
     ) -> Result<(), CudaError> {
         let (att, lse, qkv) = (saved.att.all(), saved.lse.all(), saved.qkv.all());
-        if let (Way::Cudnn(graph), Some(handle), Some(spare)) = (way, &mut self.cudnn, &mut self.spare) {
+        if let Way::Cudnn(graph) = way {
+            let (Some(handle), Some(spare)) = (&mut self.cudnn, &mut self.spare) else { return Err(unserved(dims)) };
             let tensors = AttentionTensors { qkv, att, lse, datt: datt.all() };
             return graph.run_backward(handle, stream, dqkv.all_mut(), tensors, spare.all_mut());
         }
         let own = self.own.as_mut().ok_or_else(|| unserved(dims))?;
         let saved = AttentionSaved { datt: datt.all(), att, lse, qkv };
         own.backward(stream, dqkv.all_mut(), saved, self.delta.all_mut(), sizes(dims))
-    }
-}
-
-/// Keeps the faster of two.
-fn keep(best: &mut Option<(Seconds, Way)>, time: Seconds, way: Way) {
-    if best.as_ref().is_none_or(|(fastest, _)| time < *fastest) {
-        *best = Some((time, way));
     }
 }
 
@@ -261,19 +302,4 @@ fn unserved(dims: Heads) -> CudaError {
 /// Elements of f32 that the own backward pass works in: one for each query and head.
 pub(super) fn delta_len(dims: Heads) -> usize {
     dims.tokens.rows() * dims.heads
-}
-
-/// Buffers for a trial on memory that is not yet in use.
-pub(super) fn trial(
-    dims: Heads,
-    mut take: impl FnMut(usize, Element) -> Result<DeviceBuffer, CudaError>,
-) -> Result<Trial, CudaError> {
-    let rows = dims.tokens.rows();
-    Ok(Trial {
-        qkv: take(rows * dims.packed_width(), Element::Bf16)?,
-        att: take(rows * dims.width(), Element::Bf16)?,
-        lse: take(rows * dims.heads, Element::F32)?,
-        datt: take(rows * dims.width(), Element::Bf16)?,
-        dqkv: take(rows * dims.packed_width(), Element::Bf16)?,
-    })
 }

@@ -20,6 +20,8 @@ use super::Cuda;
 
 /// Bytes of the copy whose rate is the yardstick of memory: far beyond any cache.
 const COPY_BYTES: u64 = 1 << 30;
+/// A product that takes less than a microsecond is held no longer than this.
+const RUNS_MAX: u32 = 100_000;
 /// Steps that are timed part by part; the median counts.
 const STEPS: usize = 7;
 
@@ -256,12 +258,12 @@ impl Cuda {
             }
             let end = self.mark()?;
             let took = self.between(&begin, &end)?;
-            if hold.0 * 0.9 <= took.0 {
+            if hold.0 * 0.9 <= took.0 || RUNS_MAX <= runs {
                 return Ok(Seconds(took.0 / f64::from(runs)));
             }
             // not more than tenfold at a time: the first runs are slow
             let wanted = f64::from(runs) * hold.0 / took.0.max(1e-6);
-            runs = wanted.ceil().min(10.0 * f64::from(runs)) as u32 + 1;
+            runs = (wanted.ceil().min(10.0 * f64::from(runs)) as u32 + 1).min(RUNS_MAX);
         }
     }
 }

@@ -16,8 +16,9 @@ use std::ops::Range;
 use crate::device::cuda::kernels::{AdamWScalars, AdamWTensors, KernelSet, NormSaved, SortedTokens};
 use crate::device::cuda::{
     Arena, Cache, CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Event, Events, Gpu, Graph, Pinned,
-    Product, Products, Stream, padded,
+    Product, Products, Stream,
 };
+use crate::model::place_in;
 use crate::units::{Bytes, Seconds};
 
 use super::ops::{
@@ -53,8 +54,6 @@ pub struct Cuda {
     entered: Option<Vec<(Part, Event)>>,
     software: BTreeMap<String, String>,
     remarks: Vec<String>,
-    /// Each attention that was tried, with its time, or why it was not.
-    attention_times: Vec<String>,
     cache: Cache,
 }
 
@@ -138,7 +137,7 @@ impl Cuda {
     /// Each attention that was tried, with its time, or why it was not.
     #[must_use]
     pub fn attention_times(&self) -> &[String] {
-        &self.attention_times
+        self.attention.told()
     }
 
     /// Memory that the training takes of the GPU.
@@ -209,20 +208,18 @@ impl Ops for Cuda {
     }
 
     fn sharing(&mut self, other: &DeviceBuffer, lens: &[usize]) -> Result<Vec<DeviceBuffer>, CudaError> {
-        let mut taken = 0;
-        let mut place = |len: usize| match other.reuse(taken, len, Element::Bf16) {
-            Some(buffer) => {
-                taken += padded(2 * len as u64);
-                Ok(buffer)
-            }
-            None => self.arena.take(len, Element::Bf16),
-        };
-        let placed = lens.iter().map(|len| place(*len)).collect();
-        let left = (other.len() as u64 * other.element().bytes()).saturating_sub(taken);
-        if let Some(spare) = other.reuse(taken, left as usize, Element::Byte) {
+        let room = other.len() as u64 * other.element().bytes();
+        let bytes: Vec<u64> = lens.iter().map(|len| *len as u64 * Element::Bf16.bytes()).collect();
+        let (places, used) = place_in(room, &bytes);
+        if let Some(spare) = other.reuse(used, (room - used) as usize, Element::Byte) {
             self.attention.lend(spare);
         }
-        placed
+        let arena = &mut self.arena;
+        let buffer = |(place, len): (Option<u64>, &usize)| {
+            let inside = place.and_then(|offset| other.reuse(offset, *len, Element::Bf16));
+            inside.map_or_else(|| arena.take(*len, Element::Bf16), Ok)
+        };
+        places.into_iter().zip(lens).map(buffer).collect()
     }
 
     fn tokens(&mut self, dims: Lookup) -> Result<CudaTokens, CudaError> {

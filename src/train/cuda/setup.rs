@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::cuda::kernels::{
-    EmbeddingKernels, KernelSet, KernelSizes, NormKernels, NvrtcOnDemand, OptimizerKernels,
-};
-use crate::device::cuda::{Arena, Cache, CudaError, Element, Events, Gpu, PciAddress, Pinned, Products, Stream};
+use crate::device::cuda::kernels::{EmbeddingKernels, KernelSet, KernelSizes, NormKernels, OptimizerKernels};
+use crate::device::cuda::{Arena, Cache, CudaError, Element, Events, Gpu, Nvrtc, PciAddress, Pinned, Products, Stream};
 use crate::model::{MemoryPlan, PRODUCT_WORKSPACE, Shape};
 use crate::record::{Device, TrainConfig};
 use crate::train::Places;
@@ -17,7 +15,7 @@ use crate::train::reducer::Reducer;
 use crate::train::trainer::{Trainer, device};
 use crate::units::Bytes;
 
-use super::attention::{Attention, delta_len, trial};
+use super::attention::{Attention, Trial, delta_len};
 use super::staging::Staging;
 use super::{Cuda, Workspace};
 
@@ -33,14 +31,19 @@ impl Trainer<Cuda> {
         let (free, _) = gpu.memory()?;
         fits_gpu(config, free)?;
         let plan = MemoryPlan::on_cuda(&config.shape, config.batch, config.context, config.recompute);
-        let places = Places::of(config);
-        let rounding = Bytes(256 * (12 * config.shape.layers + 6 * places.lengths().len() + 64) as u64);
-        let mut ops = Cuda::open(gpu, config, plan.total_bytes + rounding)?;
-        let buckets = places.lengths().into_iter().map(|len| ops.zeros(len, Kind::Working));
+        let mut ops = Cuda::open(gpu, config, plan.total_bytes)?;
+        let lengths = Places::of(config).lengths();
+        let buckets = lengths.into_iter().map(|len| ops.zeros(len, Kind::Working));
         let buckets = buckets.collect::<Result<_, _>>().map_err(device::<Cuda>("take the gradients' memory"))?;
         let mut trainer = Self::on(ops, config, share, Reducer::none(), buckets)?;
-        trainer.ops.choose_attention(config).map_err(device::<Cuda>("choose an attention"))?;
+        let Self { ops, model, .. } = &mut trainer;
+        ops.choose_attention(config, model.attention_buffers()).map_err(device::<Cuda>("choose an attention"))?;
         Ok(trainer)
+    }
+
+    /// What people should know about the start, once.
+    pub fn remarks(&mut self) -> Vec<String> {
+        self.ops.remarks()
     }
 
     /// The GPU and what is known of it.
@@ -55,7 +58,7 @@ impl Cuda {
     pub(super) fn open(gpu: Gpu, config: &TrainConfig, memory: Bytes) -> Result<Self, CudaError> {
         let mut cache = Cache::of_user();
         let stream = Stream::new(&gpu)?;
-        let nvrtc = NvrtcOnDemand::default();
+        let nvrtc = Nvrtc::for_gpu(&gpu)?;
         let mut kernels = KernelSet::load(&gpu, &nvrtc, &mut cache, &sizes(&config.shape))?;
         let mut arena = Arena::new(&gpu, memory)?;
         let products = Products::load(&gpu, arena.take(PRODUCT_WORKSPACE.0 as usize, Element::Byte)?, &mut cache)?;
@@ -73,7 +76,7 @@ impl Cuda {
         software.insert("gpu".to_owned(), gpu.name().to_owned());
         software.insert("cuda".to_owned(), gpu.cuda_version());
         software.insert("cublaslt".to_owned(), products.version());
-        software.extend(nvrtc.version().map(|version| ("nvrtc".to_owned(), version)));
+        software.insert("nvrtc".to_owned(), nvrtc.version());
         Ok(Self {
             totals: arena.take(2, Element::F64)?,
             flag: arena.take(1, Element::U64)?,
@@ -86,7 +89,6 @@ impl Cuda {
             records: true,
             entered: None,
             remarks: cache.remarks(),
-            attention_times: Vec::new(),
             cache,
             gpu,
             stream,
@@ -100,32 +102,25 @@ impl Cuda {
 }
 
 impl Cuda {
-    /// Times every attention that serves on numbers like those of a training, and keeps the fastest.
-    fn choose_attention(&mut self, config: &TrainConfig) -> Result<(), CudaError> {
+    /// Times every attention that serves on numbers like those of a training, and keeps the fastest; or takes what an
+    /// earlier start kept for the same sizes, card and libraries, so that two starts compute the same bits.
+    fn choose_attention(&mut self, config: &TrainConfig, trial: Trial<'_>) -> Result<(), CudaError> {
         let dims = heads(config);
-        let rows = dims.tokens.rows();
-        if 0 < MemoryPlan::attention_beside_logits(&config.shape, rows as u64) {
-            let bytes = MemoryPlan::attention_workspace(&config.shape, rows as u64);
+        let rows = dims.tokens.rows() as u64;
+        if 0 < MemoryPlan::beside_logits(&config.shape, rows).attention {
+            let bytes = MemoryPlan::attention_workspace(&config.shape, rows);
             self.attention.lend(self.arena.take(bytes as usize, Element::Byte)?);
         }
-        let bytes = rows * (4 * dims.packed_width() + 4 * dims.width() + 4 * dims.heads);
-        // the model's buffers take all of the plan; this memory is given back before the first step
-        let told = match Arena::new(&self.gpu, Bytes(bytes as u64 + 4096)) {
-            Ok(mut arena) => {
-                let mut trial = trial(dims, |len, element| arena.take(len, element))?;
-                for (buffer, key) in [(&mut trial.qkv, 1), (&mut trial.datt, 2)] {
-                    self.kernels.weights.initial(&self.stream, buffer.all_mut(), key, 1.0)?;
-                }
-                let told = self.attention.choose(&self.stream, dims, config.deterministic, &mut trial)?;
-                self.stream.synchronize()?;
-                told
-            }
-            Err(CudaError::Memory { .. }) => self.attention.prefer(&self.stream, dims, config.deterministic)?,
-            Err(error) => return Err(error),
-        };
+        for (buffer, key) in [(&mut *trial.qkv, 1), (&mut *trial.datt, 2)] {
+            self.kernels.weights.initial(&self.stream, buffer.all_mut(), key, 1.0)?;
+        }
+        let parts =
+            [self.gpu.name(), &self.gpu.cuda_version(), &format!("{dims:?}"), &format!("{}", config.deterministic)];
+        self.attention.choose(&self.stream, dims, config.deterministic, trial, (&mut self.cache, &parts))?;
+        self.stream.synchronize()?;
+        self.remarks.extend(self.cache.remarks());
         self.remarks.extend(self.attention.missing().cloned());
         self.remarks.push(format!("attention: {}", self.attention.chosen()));
-        self.attention_times = told;
         self.software.insert("attention".into(), self.attention.chosen());
         Ok(())
     }

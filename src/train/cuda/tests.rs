@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::device::cuda::{Gpu, PciAddress, cuda_gpus};
 use crate::device::{Clock, Floats};
-use crate::model::{MemoryPlan, Role, Shape, preset};
+use crate::model::{MemoryPlan, PRESETS, Preset, Role, Shape, preset};
 use crate::record::{Precision, TrainConfig};
 use crate::train::ops::{
     AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Sequences, Write,
@@ -390,6 +390,8 @@ fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
         let trainer = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
         let planned = MemoryPlan::on_cuda(&config.shape, batch, context, recompute).total_bytes;
         close("bytes", trainer.cuda().memory().0 as f64, planned.0 as f64, 0.0, 0.03);
+        let (free, total) = trainer.cuda().gpu().memory().unwrap();
+        assert!(planned < Bytes(total.0 - free.0), "the plan is more than what is taken");
     }
     let config = of_preset("llama-13b", 64, 16_384, 2);
     let error = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap_err();
@@ -418,12 +420,17 @@ fn kernels_compile_for_every_architecture() {
     use crate::device::cuda::kernels::{ARCHITECTURES, compile_all};
 
     let nvrtc = Nvrtc::load().expect("NVRTC; scripts/test installs it");
-    // heads of 64 and of 128, small and large rows
-    for name in ["llama-125m", "llama-8b"] {
-        let sizes = super::setup::sizes(&preset(name).unwrap().shape);
-        ARCHITECTURES.par_iter().for_each(|architecture| {
-            let files = compile_all(&nvrtc, architecture, &sizes).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(files.contains(&"attention.cu"), "{files:?}");
-        });
-    }
+    // every model on one architecture; heads of 64 and of 128, small and large rows, on all
+    let everywhere = ["llama-125m", "llama-8b"];
+    let pairs: Vec<(&str, &Preset)> = ARCHITECTURES
+        .iter()
+        .flat_map(|architecture| PRESETS.iter().map(|preset| (*architecture, preset)))
+        .filter(|(architecture, preset)| *architecture == "sm_90" || everywhere.contains(&preset.name))
+        .collect();
+    pairs.par_iter().for_each(|(architecture, preset)| {
+        let sizes = super::setup::sizes(&preset.shape);
+        let files =
+            compile_all(&nvrtc, architecture, &sizes).unwrap_or_else(|error| panic!("{}: {error}", preset.name));
+        assert!(files.contains(&"attention.cu"), "{files:?}");
+    });
 }

@@ -32,8 +32,6 @@ macro_rules! table {
 table! { Kind:
     /// A point by point function with its mode and precision.
     POINTWISE = 0;
-    /// One way to run a graph.
-    ENGINE = 2;
     /// An engine with its knobs set.
     ENGINE_CONFIG = 3;
     /// A question to the heuristics.
@@ -73,8 +71,6 @@ table! { Attribute:
     ENGINEHEUR_OPERATION_GRAPH = 201;
     /// Engine configurations, best first.
     ENGINEHEUR_RESULTS = 202;
-    /// The engine of a configuration.
-    ENGINECFG_ENGINE = 300;
     /// The configuration of a plan.
     EXECUTION_PLAN_ENGINE_CONFIG = 401;
     /// Bytes of workspace of a plan.
@@ -113,8 +109,6 @@ table! { Attribute:
     VARIANT_PACK_DATA_POINTERS = 1001;
     /// Address of the workspace.
     VARIANT_PACK_WORKSPACE = 1003;
-    /// Number of an engine among those of its graph.
-    ENGINE_GLOBAL_INDEX = 1301;
     /// Precision of a matrix product.
     MATMUL_COMP_TYPE = 1500;
     /// Left factor.

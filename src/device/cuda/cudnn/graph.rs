@@ -16,78 +16,8 @@ use super::super::memory::{DeviceSlice, DeviceSliceMut, Element};
 use super::super::stream::Stream;
 use super::CudnnHandle;
 use super::descriptor::{Attribute, Descriptor, HeuristicMode, Kind};
+use super::dims::AttentionDims;
 use super::nodes::{Id, Nodes};
-
-/// Shape of one attention: counts, all at least 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttentionDims {
-    /// B: sequences.
-    pub batch: usize,
-    /// T: tokens of a sequence.
-    pub context: usize,
-    /// H: query heads.
-    pub heads: usize,
-    /// K: key and value heads; divides H.
-    pub kv_heads: usize,
-    /// D: channels of a head, a multiple of 8.
-    pub head_size: usize,
-}
-
-impl AttentionDims {
-    /// H + 2K: heads of a token in qkv.
-    pub fn packed_heads(&self) -> usize {
-        self.heads + 2 * self.kv_heads
-    }
-
-    /// Rows of scores: B · H · T.
-    fn rows(&self) -> usize {
-        self.batch * self.heads * self.context
-    }
-
-    /// The largest part that divides this evenly and whose scores, as bf16, stay within `bytes`: whole
-    /// sequences, else kv heads of one sequence, at the least one.
-    fn part(&self, bytes: u64) -> Self {
-        let group = self.heads / self.kv_heads;
-        let batches = (1..=self.batch).rev().filter(|n| self.batch.is_multiple_of(*n));
-        let heads = (1..self.kv_heads).rev().filter(|n| self.kv_heads.is_multiple_of(*n));
-        let whole = batches.map(|batch| Self { batch, ..*self });
-        let split = heads.map(|kv_heads| Self { batch: 1, kv_heads, heads: kv_heads * group, ..*self });
-        let mut last = *self;
-        for part in whole.chain(split) {
-            last = part;
-            // cuDNN rounds the context up to its tile, at most 128.
-            let context = part.context.next_multiple_of(128);
-            if 2 * (part.batch * part.heads) as u64 * (context * context) as u64 <= bytes {
-                break;
-            }
-        }
-        last
-    }
-
-    /// Which rule the shape breaks, if any.
-    fn broken_rule(&self) -> Option<&'static str> {
-        let Self { batch, context, heads, kv_heads, head_size } = *self;
-        let scores = [batch, heads, context, context].into_iter().try_fold(4_usize, usize::checked_mul);
-        if batch == 0 || context == 0 || heads == 0 || kv_heads == 0 || head_size == 0 {
-            Some("a dimension is zero")
-        } else if heads % kv_heads != 0 {
-            Some("the kv heads do not divide the heads")
-        } else if head_size % 8 != 0 {
-            Some("a head is not a multiple of 16 bytes")
-        } else if scores.is_none_or(|bytes| i64::try_from(bytes).is_err()) {
-            Some("the scores have too many elements")
-        } else {
-            None
-        }
-    }
-}
-
-impl fmt::Display for AttentionDims {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { batch, context, heads, kv_heads, head_size } = self;
-        write!(f, "B{batch} T{context} H{heads} K{kv_heads} D{head_size}")
-    }
-}
 
 /// Which way the graph goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,14 +85,12 @@ pub struct AttentionGraph {
     dims: AttentionDims,
     /// What one run of the plan covers.
     part: AttentionDims,
-    configurations: Vec<Descriptor>,
     /// What `execute` runs.
     plan: Plan,
-    /// Plans made before and not chosen now. Kept, because cuDNN (9.14 and 9.19) compiles the code of a
-    /// configuration only once and fails the second time.
-    spare: Vec<Plan>,
     /// 1/√D, −∞ and 1, which plans read on the host at each execution.
     scalars: Box<[f32; 3]>,
+    /// Dropped after the plan, which was made from one of them.
+    _configurations: Vec<Descriptor>,
     /// Dropped last: what the configurations were made from.
     _graph: Descriptor,
     _nodes: Nodes,
@@ -170,8 +98,6 @@ pub struct AttentionGraph {
 
 /// A configuration made ready.
 struct Plan {
-    /// Which of the graph's configurations.
-    index: usize,
     descriptor: Descriptor,
     /// Bytes of workspace, without what the graph itself keeps there.
     bytes: u64,
@@ -225,46 +151,7 @@ impl AttentionGraph {
             CudaError::Unserved { operation: "attention of cuDNN", sizes: format!("{pass} {dims}{reason}") }
         })?;
         let scalars = Box::new([1.0 / (dims.head_size as f32).sqrt(), f32::NEG_INFINITY, 1.0]);
-        let spare = Vec::new();
-        Ok(Self { pass, dims, part, configurations, plan, spare, scalars, _graph: graph, _nodes: nodes })
-    }
-
-    /// The shape.
-    pub fn dims(&self) -> AttentionDims {
-        self.dims
-    }
-
-    /// How many engine configurations cuDNN offers, best first by its own estimate.
-    pub fn engines(&self) -> usize {
-        self.configurations.len()
-    }
-
-    /// Which of them `execute` runs.
-    pub fn chosen(&self) -> usize {
-        self.plan.index
-    }
-
-    /// The number of a configuration's engine among those of this graph; `index` is below `engines()`.
-    pub fn engine(&self, index: usize) -> Result<i64, CudaError> {
-        let mut number = [-1_i64];
-        for engine in self.configurations[index].get_descriptors(Attribute::ENGINECFG_ENGINE, Kind::ENGINE, 1)? {
-            engine.get(Attribute::ENGINE_GLOBAL_INDEX, &mut number)?;
-        }
-        Ok(number[0])
-    }
-
-    /// Takes another configuration, below `engines()`; on an error the one before stays. The workspace
-    /// changes with it.
-    pub fn choose(&mut self, index: usize) -> Result<(), CudaError> {
-        if index == self.plan.index {
-            return Ok(());
-        }
-        let next = match self.spare.iter().position(|plan| plan.index == index) {
-            Some(at) => self.spare.swap_remove(at),
-            None => Plan::new(index, &self.configurations[index])?,
-        };
-        self.spare.push(std::mem::replace(&mut self.plan, next));
-        Ok(())
+        Ok(Self { pass, dims, part, plan, scalars, _configurations: configurations, _graph: graph, _nodes: nodes })
     }
 
     /// Bytes of device memory that one execution needs besides its tensors. Contents need no clearing
@@ -284,11 +171,6 @@ impl AttentionGraph {
         };
         let dq = row_sums.next_multiple_of(ALIGNED);
         [0, dq, dq + dq_sums.next_multiple_of(ALIGNED)]
-    }
-
-    /// How many times the plan runs in one execution.
-    pub fn parts(&self) -> usize {
-        (self.dims.batch / self.part.batch) * (self.dims.kv_heads / self.part.kv_heads)
     }
 
     /// True if the same input gives the same bits.
@@ -451,12 +333,12 @@ impl AttentionGraph {
 
 impl Plan {
     /// Makes a configuration ready, which compiles code: about 60 ms on a fast host.
-    fn new(index: usize, configuration: &Descriptor) -> Result<Self, CudaError> {
+    fn new(configuration: &Descriptor) -> Result<Self, CudaError> {
         let mut descriptor = Descriptor::new(configuration.cudnn(), Kind::EXECUTION_PLAN)?;
         descriptor.set_descriptors(Attribute::EXECUTION_PLAN_ENGINE_CONFIG, &[configuration.raw()])?.finalize()?;
         let mut bytes = [0_i64];
         descriptor.get(Attribute::EXECUTION_PLAN_WORKSPACE_SIZE, &mut bytes)?;
-        Ok(Self { index, descriptor, bytes: u64::try_from(bytes[0]).unwrap_or(0) })
+        Ok(Self { descriptor, bytes: u64::try_from(bytes[0]).unwrap_or(0) })
     }
 }
 
@@ -467,9 +349,15 @@ impl Plan {
 fn prepare(handle: &CudnnHandle, graph: &Descriptor) -> Result<(Vec<Descriptor>, Plan), Option<CudaError>> {
     let mut failed = None;
     for mode in [HeuristicMode::A, HeuristicMode::FALLBACK] {
-        let configurations = ask(handle, graph, mode)?;
-        for (index, configuration) in configurations.iter().enumerate() {
-            match Plan::new(index, configuration) {
+        let configurations = match ask(handle, graph, mode) {
+            Ok(configurations) => configurations,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        };
+        for configuration in &configurations {
+            match Plan::new(configuration) {
                 Ok(plan) => return Ok((configurations, plan)),
                 Err(error) => failed = Some(error),
             }

@@ -1,6 +1,7 @@
 //! cuDNN 9, found at run time: its graph interface, and attention through it.
 
 mod descriptor;
+mod dims;
 mod graph;
 mod nodes;
 
@@ -14,7 +15,8 @@ use super::error::CudaError;
 use super::library::{Wanted, functions};
 use super::stream::Stream;
 
-pub use graph::{AttentionDims, AttentionGraph, AttentionTensors};
+pub use dims::AttentionDims;
+pub use graph::{AttentionGraph, AttentionTensors};
 
 const CUDNN: Wanted = Wanted {
     name: "cuDNN",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::super::error::CudaError;
 use super::Cudnn;
 use super::descriptor::{Attribute, DataType, Descriptor, Kind, PointwiseMode, ReductionOperator};
-use super::graph::AttentionDims;
+use super::dims::AttentionDims;
 
 /// The tensors that have an address, by the number under which a variant pack gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

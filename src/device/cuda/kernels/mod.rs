@@ -12,7 +12,6 @@ mod rotary;
 mod swiglu;
 mod weights;
 
-use std::sync::OnceLock;
 use std::thread;
 
 pub use attention::{AttentionKernels, AttentionSaved, AttentionSizes};
@@ -120,11 +119,11 @@ pub struct KernelSet {
 }
 
 impl KernelSet {
-    /// Compiles what the cache does not hold, and loads everything. `nvrtc` is loaded only where something is missing.
+    /// Compiles what the cache does not hold for this version of NVRTC, and loads everything.
     ///
     /// # Errors
-    /// NVRTC is missing where it is needed, or a kernel does not compile or load.
-    pub fn load(gpu: &Gpu, nvrtc: &NvrtcOnDemand, cache: &mut Cache, sizes: &KernelSizes) -> Result<Self, CudaError> {
+    /// A kernel does not compile or load.
+    pub fn load(gpu: &Gpu, nvrtc: &Nvrtc, cache: &mut Cache, sizes: &KernelSizes) -> Result<Self, CudaError> {
         let wanted: Vec<&Source> =
             SOURCES.iter().filter(|source| source.file != ATTENTION || sizes.own_attention()).collect();
         let cubins = compiled(nvrtc, cache, &gpu.architecture(), sizes, &wanted)?;
@@ -145,35 +144,14 @@ impl KernelSet {
     }
 }
 
-/// NVRTC, loaded when the first kernel has to be compiled.
-#[derive(Debug, Default)]
-pub struct NvrtcOnDemand(OnceLock<Nvrtc>);
-
-impl NvrtcOnDemand {
-    fn get(&self) -> Result<&Nvrtc, CudaError> {
-        if let Some(nvrtc) = self.0.get() {
-            return Ok(nvrtc);
-        }
-        let nvrtc = Nvrtc::load()?;
-        Ok(self.0.get_or_init(|| nvrtc))
-    }
-
-    /// Its version, where it was needed.
-    #[must_use]
-    pub fn version(&self) -> Option<String> {
-        self.0.get().map(Nvrtc::version)
-    }
-}
-
 /// Machine code of each source, from the cache or compiled now, files side by side.
 fn compiled(
-    nvrtc: &NvrtcOnDemand,
+    nvrtc: &Nvrtc,
     cache: &mut Cache,
     architecture: &str,
     sizes: &KernelSizes,
     sources: &[&Source],
 ) -> Result<Vec<Vec<u8>>, CudaError> {
-    let nvrtc = nvrtc.get()?;
     let names: Vec<String> =
         sources.iter().map(|source| cubin_name(source, architecture, sizes, &nvrtc.version())).collect();
     let cached: Vec<Option<Vec<u8>>> = names.iter().map(|name| cache.read(name)).collect();

@@ -1,0 +1,211 @@
+//! A training on a GPU that computes nothing: what the host does around kernels, on any machine. Memory is given out
+//! as planned for every model, records are complete, and what does not fit is refused with what would.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
+
+#[path = "common/stand_in.rs"]
+mod stand_in;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use stand_in::{library, one_gpu};
+
+/// Memory of the card that is not there, in bytes, unless a test says otherwise.
+const MEMORY: u64 = 300 << 30;
+
+/// Stand-ins of all libraries in `folder`; launch number `fails` of a kernel fails, and all that follows.
+fn libraries(folder: &Path, memory: u64, fails: u64) {
+    let mut driver = one_gpu(9, 0);
+    let rows = [
+        ("cuDevicePrimaryCtxRetain", "(void **context, int device) { *context = (void *)1; return 0; }".to_owned()),
+        ("cuMemGetInfo_v2", format!("(size_t *free, size_t *total) {{ *free = *total = {memory}ull; return 0; }}")),
+        (
+            "cuMemAlloc_v2",
+            "(unsigned long long *address, size_t bytes) {
+                static unsigned long long next = 1ull << 40; *address = next; next += (bytes + 511) / 512 * 512; return 0; }"
+                .to_owned(),
+        ),
+        ("cuMemHostAlloc", "(void **to, size_t bytes, unsigned flags) { *to = calloc(bytes, 1); return *to ? 0 : 2; }".into()),
+        ("cuMemFreeHost", "(void *at) { free(at); return 0; }".into()),
+        ("cuStreamCreateWithPriority", "(void **to, unsigned flags, int priority) { *to = (void *)2; return 0; }".into()),
+        ("cuStreamEndCapture", "(void *stream, void **graph) { *graph = (void *)3; return 0; }".into()),
+        ("cuGraphInstantiateWithFlags", "(void **to, void *graph, long long flags) { *to = (void *)4; return 0; }".into()),
+        ("cuEventCreate", "(void **to, unsigned flags) { *to = (void *)5; return 0; }".into()),
+        ("cuEventElapsedTime", "(float *to, void *a, void *b) { *to = 1.0f; return 0; }".into()),
+        ("cuModuleLoadData", "(void **to, void *image) { *to = (void *)6; return 0; }".into()),
+        ("cuModuleGetFunction", "(void **to, void *module, char *name) { *to = (void *)7; return 0; }".into()),
+        ("cuLaunchKernel", format!("(void) {{ static unsigned long long count; return ++count < {fails}ull ? 0 : 700; }}")),
+    ];
+    driver.extend(rows);
+    library(folder, "libcuda.so.1", "driver.rs", "", &driver);
+    let products = [
+        ("cublasLtGetVersion", "(void) { return 130100; }"),
+        ("cublasLtGetCudartVersion", "(void) { return 13000; }"),
+        ("cublasLtGetStatusString", "(int status) { return (long)\"stand-in\"; }"),
+        (
+            "cublasLtMatmulAlgoGetHeuristic",
+            "(void *a, void *b, void *c, void *d, void *e, void *f, void *g, int asked, char *found, int *count) {
+                memset(found, 0, 96); *count = 1; return 0; }",
+        ),
+    ];
+    library(folder, "libcublasLt.so.13", "products.rs", "", &products.map(|(name, body)| (name, body.to_owned())));
+    let nvrtc = [
+        ("nvrtcVersion", "(int *major, int *minor) { *major = 13; *minor = 0; return 0; }"),
+        ("nvrtcGetErrorString", "(int code) { return (long)\"stand-in\"; }"),
+        ("nvrtcGetCUBINSize", "(void *program, size_t *bytes) { *bytes = 64; return 0; }"),
+    ];
+    library(folder, "libnvrtc.so.13", "nvrtc.rs", "", &nvrtc.map(|(name, body)| (name, body.to_owned())));
+    let old = [("cudnnGetVersion", "(void) { return 90100; }".to_owned())];
+    library(folder, "libcudnn.so.9", "cudnn/mod.rs", "", &old);
+}
+
+fn rigscale(libraries: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rigscale"));
+    command.env("NO_COLOR", "1").env("RIGSCALE_LIBRARY_PATH", libraries).stdin(Stdio::null());
+    command.env("RIGSCALE_CACHE", libraries.join("cache"));
+    command
+}
+
+fn train(libraries: &Path, out: &str, workload: &[&str]) -> Output {
+    let mut command = rigscale(libraries);
+    command.args(["train", "--device", "cuda", "--world", "1", "--steps", "3"]).args(workload);
+    command.arg("-o").arg(libraries.join(out)).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The lines of the one trial's rank file.
+fn lines(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("runs/launch-1_ddp-1/rank-0.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_model_takes_the_memory_that_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    let models =
+        ["llama-tiny", "llama-15m", "llama-125m", "llama-350m", "llama-1b", "llama-3b", "llama-8b", "llama-13b"];
+    for (index, model) in models.iter().enumerate() {
+        for recompute in [&[][..], &["--recompute"]] {
+            let out = format!("{index}-{}", recompute.len());
+            let workload = [&["--model", model, "--batch", "3", "--context", "1000"], recompute].concat();
+            let output = train(folder.path(), &out, &workload);
+            assert_eq!(output.status.code(), Some(0), "{model}: {}", said(&output));
+            let lines = lines(&folder.path().join(&out));
+            assert_eq!(lines.len(), 5, "{model}: a head, three steps and an end");
+            assert_eq!(lines[4]["reason"], "completed");
+            let memory = format!("{model},3,1000");
+            let plan = rigscale(folder.path())
+                .args(["models", "--json", "--memory", &memory])
+                .args(recompute)
+                .output()
+                .unwrap();
+            let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+            let (planned, taken) =
+                (plan["total_bytes"].as_u64().unwrap(), lines[4]["peak_memory_bytes"].as_u64().unwrap());
+            assert!(taken <= planned, "{model}: {taken} of {planned} bytes");
+            if 1 < index {
+                assert!(0.97 * planned as f64 <= taken as f64, "{model}: only {taken} of {planned} bytes are taken");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_does() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), 24 << 30, u64::MAX);
+    let output = train(folder.path(), "large", &["--model", "llama-125m", "--batch", "64", "--context", "2048"]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let largest = text.split("--batch ").last().unwrap().split(' ').next().unwrap().to_owned();
+    let output = train(folder.path(), "largest", &["--model", "llama-125m", "--batch", &largest, "--context", "2048"]);
+    assert_eq!(output.status.code(), Some(0), "--batch {largest}: {}", said(&output));
+    let next = (largest.parse::<u32>().unwrap() + 1).to_string();
+    let output = train(folder.path(), "next", &["--model", "llama-125m", "--batch", &next, "--context", "2048"]);
+    assert_eq!(output.status.code(), Some(2), "--batch {next}: {}", said(&output));
+}
+
+#[test]
+fn a_start_says_what_it_chose_and_a_damaged_cache_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    let workload = ["--model", "llama-tiny", "--batch", "2", "--context", "64", "--accumulate", "2", "--checkpoints"];
+    let output = train(folder.path(), "first", &workload);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("attention: own forward, own backward"), "{text}");
+    assert!(text.contains("cuDNN") && text.contains("is version 9.1.0; rigscale needs 9.10"), "{text}");
+    let trial = folder.path().join("first/runs/launch-1_ddp-1");
+    for step in [0, 3] {
+        let bytes = fs::read(trial.join(format!("checkpoint-{step}.safetensors"))).unwrap();
+        assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 4 * 6 + 3);
+    }
+    let head = &lines(&folder.path().join("first"))[0];
+    assert_eq!((&head["communicator"], &head["config"]["precision"]), (&"none".into(), &"bf16".into()));
+    assert_eq!(head["software"]["attention"], "own forward, own backward");
+
+    let cache = folder.path().join("cache");
+    for entry in fs::read_dir(&cache).unwrap() {
+        fs::write(entry.unwrap().path(), "garbage").unwrap();
+    }
+    let output = train(folder.path(), "second", &workload);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).contains("is damaged and is made again"), "{}", said(&output));
+    let output = train(folder.path(), "third", &workload);
+    assert!(!said(&output).contains("damaged"), "{}", said(&output));
+}
+
+#[test]
+fn a_gpu_that_is_lost_in_a_step_is_a_fault_in_its_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, 100);
+    let output = train(folder.path(), "run", &["--model", "llama-tiny", "--batch", "2", "--context", "64"]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("700") && text.contains("launch ") && !text.contains("read the weights"), "{text}");
+}
+
+#[test]
+fn a_qualification_on_one_gpu_grades_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    let mut command = rigscale(folder.path());
+    command.args([
+        "qualify",
+        "--quick",
+        "--device",
+        "cuda",
+        "--model",
+        "llama-tiny",
+        "--batch",
+        "2",
+        "--context",
+        "64",
+    ]);
+    let output = command.args(["--steps", "24", "-o"]).arg(folder.path().join("run")).output().unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    assert!(text.contains("2 ranks on GPUs: this process may use 1"), "{text}");
+    assert!(folder.path().join("run/report.html").exists(), "{text}");
+}
+
+#[test]
+fn a_floor_is_told_part_by_part() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    let mut command = rigscale(folder.path());
+    let output = command.args(["floor", "--json", "--model", "llama-125m", "--hold", "0.05s"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let floor: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let parts: Vec<&str> =
+        floor["parts"].as_array().unwrap().iter().map(|part| part["part"].as_str().unwrap()).collect();
+    for part in ["products", "attention", "norms", "rotary", "gates", "loss", "embedding", "optimizer"] {
+        assert!(parts.contains(&part), "{parts:?}");
+    }
+}
