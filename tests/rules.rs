@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use rigscale::probe::{Captured, RULES, judge, probe};
+use rigscale::probe::{Captured, EXPECTATIONS, RULES, differences, judge, probe};
 use rigscale::record::Severity;
+use rigscale::topology::from_yaml;
 
 /// The codes that each recorded machine shows.
 fn shown() -> BTreeMap<String, BTreeSet<String>> {
@@ -65,7 +66,45 @@ fn the_page_of_rules_is_that_of_the_table() {
             .unwrap();
         }
     }
+    page += "\n## Against a platform\n\nWhat `rigscale probe --expect topology.yaml` compares with a unit that is known to \
+             be good.\n\n| code | severity | question | remedy |\n| --- | --- | --- | --- |\n";
+    for row in EXPECTATIONS {
+        writeln!(page, "| `{}` | {} | {} | {} |", row.code, row.severity, row.question, row.remedy).unwrap();
+    }
     check_page("rules.md", &page);
+}
+
+/// A platform is a machine that is in order; each row is a machine that differs, with the codes that it must show.
+#[test]
+fn a_machine_is_held_against_its_platform() {
+    let topology = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("topology.yaml");
+        from_yaml(&fs::read_to_string(path).unwrap(), name).unwrap()
+    };
+    let rows: &[(&str, &str, &[&str])] = &[
+        ("idle-gen1", "idle-gen1", &[]),
+        ("odd-links", "idle-gen1", &[]),
+        ("threadripper-4gpu", "threadripper-4gpu", &[]),
+        ("narrow-link", "threadripper-4gpu", &["platform-gpu-model", "platform-link"]),
+        ("riser-gen3", "acs-redirect", &["platform-gpu-model", "platform-link"]),
+        ("container-one-gpu", "idle-gen1", &["platform-unknown"]),
+        ("driver-mismatch", "idle-gen1", &["platform-unknown"]),
+        ("lost-gpu", "threadripper-4gpu", &["platform-unknown"]),
+        ("set-by-hand", "riser-gen3", &["platform-peer-access"]),
+        ("idle-gen1", "switch-4gpu", &["platform-gpu-count", "platform-gpu-model", "platform-version"]),
+        ("slow-under-load", "switch-4gpu", &["platform-gpu-model", "platform-path", "platform-version"]),
+        ("bar-256m", "nvlink-bridge", &["platform-gpu-model", "platform-peer-access", "platform-window"]),
+        ("older-capture", "threadripper-4gpu", &["platform-unknown", "platform-window"]),
+    ];
+    let mut seen = BTreeSet::new();
+    for (name, platform, expected) in rows {
+        let findings = differences(&topology(name), &topology(platform));
+        let codes: BTreeSet<String> = findings.iter().map(|finding| finding.code.clone()).collect();
+        assert_eq!(codes, expected.iter().map(|code| (*code).to_owned()).collect(), "{name} against {platform}");
+        assert!(findings.is_sorted_by_key(|finding| finding.severity));
+        seen.extend(codes);
+    }
+    assert_eq!(seen, EXPECTATIONS.iter().map(|row| row.code.to_owned()).collect());
 }
 
 /// A report of others, what it is about, the rule that catches it and the recorded machine that shows it. No rule means

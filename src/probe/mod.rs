@@ -7,6 +7,7 @@ mod capture;
 mod captured;
 mod condition;
 mod config;
+mod expect;
 mod host;
 mod live;
 mod pci;
@@ -16,6 +17,7 @@ mod rules;
 
 pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder, capture_schema};
 pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
+pub use expect::{EXPECTATIONS, Expectation, differences};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;
