@@ -26,6 +26,7 @@ const STEPS: u32 = 50;
 #[command(after_help = "\
 Examples:
   rigscale train --world 1,2 --model llama-tiny --steps 100
+  rigscale train --model llama-1b --batch 4 --context 2048 --steps 100     on a GPU
   rigscale train --data tokens.bin --steps 500 -o reports/my-data")]
 pub(super) struct Args {
     #[command(flatten)]
