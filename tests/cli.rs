@@ -36,6 +36,7 @@ fn bad_usage_is_answered_with_what_would_be_right() {
         (&["analyze", "/nowhere"], 2, &["/nowhere", "not a run folder"]),
         (&["report"], 2, &["RUN"]),
         (&["probe", "--from", "/nowhere.jsonl"], 2, &["/nowhere.jsonl"]),
+        (&["probe", "--expect", "/nowhere.yaml"], 2, &["/nowhere.yaml"]),
         (&["models", "--memory", "llama-15m"], 2, &["MODEL,BATCH,CONTEXT"]),
         (&["train", "--device", "cpu", "--world", "64"], 2, &["--world", "64 ranks need 64 cores"]),
         (&["train", "--learning-rate=-1"], 2, &["--learning-rate"]),

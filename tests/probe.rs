@@ -14,12 +14,15 @@ use rigscale::probe::{
 use rigscale::record::Finding;
 use rigscale::topology::{Missing, PathClass, Topology, Why, from_yaml, to_yaml};
 
+/// At least so many machines are recorded.
+const MACHINES: usize = 35;
+
 fn machines() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines");
     let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let mut folders: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
     folders.sort();
-    assert!(10 <= folders.len(), "recorded machines are missing");
+    assert!(MACHINES <= folders.len(), "recorded machines are missing");
     folders
 }
 
@@ -72,7 +75,44 @@ fn every_rule_fires_somewhere_and_a_healthy_machine_is_quiet() {
     for rule in RULES {
         assert!(fired.contains(rule.code), "{} fires on no recorded machine", rule.code);
     }
-    assert_eq!(probed(&machine("threadripper-4gpu")).1, []);
+    // In order; the links of both idle at Gen1, which is no fault.
+    assert_eq!(probed(&machine("idle-gen1")).1, []);
+    // In order too, with what is worth knowing and nothing graver.
+    for (name, codes) in [("threadripper-4gpu", ["p2p-refused-product"]), ("switch-4gpu", ["pcie-shared-uplink"])] {
+        let found: Vec<String> = probed(&machine(name)).1.into_iter().map(|finding| finding.code).collect();
+        assert_eq!(found, codes, "{name}");
+    }
+}
+
+#[test]
+fn a_rule_says_where_its_expectation_comes_from() {
+    assert!(40 <= RULES.len());
+    for rule in RULES {
+        let kebab =
+            rule.code.bytes().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'-');
+        assert!(kebab && rule.question.ends_with('?') && rule.remedy.ends_with('.'), "{}", rule.code);
+        assert!(!rule.source.is_empty(), "{}", rule.code);
+    }
+}
+
+/// Of what an older capture or file does not hold, nothing is said to be in order and nothing to be broken.
+#[test]
+fn older_captures_and_topologies_still_read() {
+    let (topology, findings) = probed(&machine("older-capture"));
+    assert_eq!(topology.settings.root.clone().unwrap_err().why, Why::NotAsked);
+    assert!(topology.peers.is_empty());
+    assert!(topology.gpus.iter().all(|gpu| gpu.pcie.acs.is_err() && gpu.frame_buffer.is_err()));
+    let codes: BTreeSet<&str> = findings.iter().map(|finding| finding.code.as_str()).collect();
+    assert_eq!(codes, BTreeSet::from(["bar-below-memory", "facts-never-asked"]));
+
+    // What version 0.1.0 wrote, as it lies in the example.
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example");
+    let text = fs::read_to_string(example.join("topology.yaml")).unwrap();
+    assert!(text.starts_with("schema: 1\n"));
+    let topology = from_yaml(&text, "topology.yaml").unwrap();
+    assert_eq!(topology.settings.uptime_s.clone().unwrap_err().why, Why::NotAsked);
+    assert_eq!(from_yaml(&to_yaml(&topology).unwrap(), "again.yaml").unwrap(), topology);
+    assert!(probe(&Captured::parse(&capture(&example), "machine.jsonl").unwrap()).is_ok());
 }
 
 #[test]
@@ -155,8 +195,8 @@ fn broken_captures_are_errors_with_their_line() {
         (lines[..lines.len() - 1].concat(), "is not the count of answers"),
         (whole[..whole.len() / 2].to_owned(), "the file was cut"),
         ([&lines[..3], &lines[4..]].concat().concat(), "it holds"),
-        (whole.replacen("\"capture\":1", "\"capture\":99", 1), "m.jsonl:1: schema 99 is newer than 1"),
-        (whole.replacen("\"capture\":1", "\"capture\":0", 1), "m.jsonl:1: schema 0 was never written"),
+        (whole.replacen("\"capture\":2", "\"capture\":99", 1), "m.jsonl:1: schema 99 is newer than 2"),
+        (whole.replacen("\"capture\":2", "\"capture\":0", 1), "m.jsonl:1: schema 0 was never written"),
         (whole.replacen("\"ask\":{\"file\"", "\"ask\":{\"shell\"", 1), "m.jsonl:2: unknown variant `shell`"),
         (whole.replacen("\"missing\":\"absent\"", "\"missing\":\"gone\"", 1), "m.jsonl:2: unknown variant `gone`"),
         (
@@ -192,8 +232,8 @@ fn wrong_topologies_are_errors_with_their_place() {
             "bool",
         ),
         (good.replacen("path: PHB", "path: PIX", 1), format!("t.yaml:{}:", line_of("pairs:")), "do not follow"),
-        (good.replacen("schema: 1", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 1"),
-        (good.replacen("schema: 1", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
+        (good.replacen("schema: 2", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 2"),
+        (good.replacen("schema: 2", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
         (
             good.replacen("parent: \"0000:00:01.4\"", "parent: \"0000:00:01.5\"", 1),
             "t.yaml:".into(),
@@ -249,7 +289,7 @@ proptest! {
 
     #[test]
     fn missing_answers_always_give_a_topology(
-        index in 0..13_usize,
+        index in 0..MACHINES,
         edits in prop::collection::vec((1..40_u64, any_why()), 0..4),
     ) {
         let folder = &machines()[index];
@@ -265,7 +305,7 @@ proptest! {
 
     #[test]
     fn mutated_captures_never_panic(
-        index in 0..13_usize,
+        index in 0..MACHINES,
         drops in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
@@ -286,7 +326,7 @@ proptest! {
 
     #[test]
     fn nonsense_in_answers_never_panics(
-        index in 0..13_usize,
+        index in 0..MACHINES,
         modulus in 1..30_u64,
         nonsense in "(\\PC{0,12}|[0-9a-f:,. x-]{0,24}|0-65535|pci0000:00/0000:00:01.1/0000:00:01.1|-1|4294967295)",
     ) {

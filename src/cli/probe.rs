@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::probe::{CAPTURE_BYTES_MAX, Captured, judge, probe};
+use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, judge, probe};
 use crate::record::{Finding, Severity, read_text};
-use crate::topology::{Topology, from_yaml};
+use crate::topology::{Topology, YAML_BYTES_MAX, from_yaml};
 
 pub(super) use error::ProbeCommandError;
 pub(super) use tables::{plain_table, write as write_table};
@@ -27,12 +27,17 @@ use super::{Exit, Output};
   rigscale probe
   rigscale probe --from machine.jsonl --json
   rigscale probe -o reports/today
+  rigscale probe --expect golden/topology.yaml
 
-Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from cannot be read")]
+Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from or --expect cannot be read")]
 pub(super) struct Args {
     /// Probe a capture of another machine, or judge a topology.yaml, instead of this machine
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
+
+    /// Also hold the machine against a platform: the topology.yaml of a unit that is known to be good
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
 
     /// Write topology.yaml, findings.json and machine.jsonl into this folder
     #[arg(long, short, value_name = "DIR")]
@@ -53,10 +58,15 @@ struct Report<'a> {
 /// # Errors
 /// The file cannot be used, or the results not be written.
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> {
-    let look = match &args.from {
+    let platform = args.expect.as_deref().map(platform).transpose()?;
+    let mut look = match &args.from {
         Some(path) => from_file(path)?,
         None => Look::live()?,
     };
+    if let Some(platform) = platform {
+        look.findings.extend(differences(&look.topology, &platform));
+        look.findings.sort_by_key(|finding| finding.severity);
+    }
     if let Some(path) = &args.out {
         std::fs::create_dir_all(path).map_err(|source| ProbeCommandError::Folder { path: path.into(), source })?;
         look.write(path)?;
@@ -68,6 +78,13 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
     }
     let fault = look.findings.iter().any(|finding| finding.severity == Severity::Fault);
     Ok(if fault { Exit::Fault } else { Exit::Pass })
+}
+
+/// The topology of a unit that is known to be good.
+fn platform(path: &Path) -> Result<Topology, ProbeCommandError> {
+    let text = read_text(path, YAML_BYTES_MAX as u64)?;
+    let name = path.display().to_string();
+    from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))
 }
 
 /// A capture begins with a brace, a topology with a key.

@@ -83,12 +83,16 @@ fn from_one(answer: Reading<u32>, what: &str) -> Reading<u32> {
     }
 }
 
-/// All bits, also those that the wrapper does not know: it names them in its error.
 fn throttle(gpu: &Device<'_>) -> Reading<ThrottleReasons> {
+    throttle_bits(gpu).map(ThrottleReasons).map_err(missing)
+}
+
+/// All bits, also those that the wrapper does not know: it names them in its error.
+pub(super) fn throttle_bits(gpu: &Device<'_>) -> Result<u64, NvmlError> {
     match gpu.current_throttle_reasons_strict() {
-        Ok(reasons) => Ok(ThrottleReasons(reasons.bits())),
-        Err(NvmlError::IncorrectBits(Bits::U64(bits))) => Ok(ThrottleReasons(bits)),
-        Err(error) => Err(missing(error)),
+        Ok(reasons) => Ok(reasons.bits()),
+        Err(NvmlError::IncorrectBits(Bits::U64(bits))) => Ok(bits),
+        Err(error) => Err(error),
     }
 }
 

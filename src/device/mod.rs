@@ -26,7 +26,7 @@ pub use floats::Floats;
 pub use gpu_sample::GpuSample;
 pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
-pub use nvml::{DriverFact, GpuFact, Nvml};
+pub use nvml::{DriverFact, GpuFact, Nvml, PeerFact};
 pub use process::{CpuTimes, end_with_parent, peak_resident};
 pub use product::{Matrix, MatrixMut, multiply};
 pub(crate) use rank_group::{Fault, RankGroup};

@@ -1,6 +1,11 @@
 //! Facts that the NVIDIA driver tells through NVML, by PCI address.
 
+use nvml_wrapper::enum_wrappers::device::{
+    ComputeMode, EccCounter, MemoryError, P2pCapabilitiesIndex as Capability, P2pStatus,
+};
+use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::{Device, cuda_driver_version_major, cuda_driver_version_minor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -57,6 +62,48 @@ pub enum GpuFact {
     Persistence,
     /// Whether the GPU is divided into instances.
     Mig,
+    /// Why the clocks are held: NVML's set of bits.
+    Throttle,
+    /// Whether memory errors are corrected (ECC).
+    Ecc,
+    /// Whether they will be after the next restart.
+    EccNext,
+    /// Memory errors that could not be corrected, since the driver was loaded.
+    EccUncorrected,
+    /// Memory rows replaced after errors that were corrected.
+    RowsCorrected,
+    /// Memory rows replaced after errors that were not.
+    RowsUncorrected,
+    /// Whether a row waits for the next reset to be replaced.
+    RowsPending,
+    /// Whether a row could not be replaced.
+    RowsFailed,
+    /// Who may compute: `default`, `exclusive_thread`, `exclusive_process` or `prohibited`.
+    ComputeMode,
+    /// Processes that compute on it.
+    ComputeProcesses,
+    /// Whether it drives a display.
+    DisplayActive,
+    /// Packets that the link sent again since the driver was loaded; wraps around.
+    PcieReplays,
+    /// NVLinks that are up.
+    NvlinksUp,
+    /// NVLinks that are down.
+    NvlinksDown,
+}
+
+/// What one GPU may do to the memory of another: NVML's `nvmlGpuP2PCapsIndex_t`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerFact {
+    /// Read it.
+    Read,
+    /// Write it.
+    Write,
+    /// Work on it in one step that nothing can part.
+    Atomics,
+    /// Any of these over NVLink.
+    Nvlink,
 }
 
 impl Nvml {
@@ -91,6 +138,63 @@ impl Nvml {
         let gpu = self.0.device_by_pci_bus_id(address.to_string()).map_err(missing)?;
         ask(&gpu, fact).map_err(missing)
     }
+
+    /// Asks what the driver grants the GPU `from` to do to the memory of the GPU `to`: `ok`, or why not, as
+    /// `nvmlGpuP2PStatus_t` says. A grant is no proof that data arrive.
+    ///
+    /// # Errors
+    /// Absent where the driver shows one of the GPUs not to this process; otherwise as the driver says.
+    pub fn peer(&self, from: PciAddress, to: PciAddress, fact: PeerFact) -> Reading<String> {
+        let gpu = |address: PciAddress| self.0.device_by_pci_bus_id(address.to_string()).map_err(missing);
+        let index = match fact {
+            PeerFact::Read => Capability::Read,
+            PeerFact::Write => Capability::Write,
+            PeerFact::Atomics => Capability::Atomics,
+            PeerFact::Nvlink => Capability::NvLink,
+        };
+        let status = gpu(from)?.p2p_status(&gpu(to)?, index).map_err(missing)?;
+        Ok(match status {
+            P2pStatus::Ok => "ok",
+            P2pStatus::ChipsetNotSupported => "chipset_not_supported",
+            P2pStatus::GpuNotSupported => "gpu_not_supported",
+            P2pStatus::IohTopologyNotSupported => "topology_not_supported",
+            P2pStatus::DisabledByRegkey => "disabled_by_registry",
+            P2pStatus::NotSupported => "not_supported",
+            P2pStatus::Unknown => "unknown",
+        }
+        .to_owned())
+    }
+}
+
+/// Fields of NVML that no function of its own tells (nvml.h, `NVML_FI_DEV_REMAPPED_COR` and the three after it).
+const ROWS_CORRECTED: u32 = 142;
+const ROWS_UNCORRECTED: u32 = 143;
+const ROWS_PENDING: u32 = 144;
+const ROWS_FAILED: u32 = 145;
+/// More NVLinks than any GPU has (nvml.h, `NVML_NVLINK_MAX_LINKS`).
+const NVLINKS_MAX: u32 = 18;
+
+/// The number in a field.
+fn field(gpu: &Device<'_>, field: u32) -> Result<u64, NvmlError> {
+    let sample = gpu.field_values_for(&[FieldId(field)])?.into_iter().next().ok_or(NvmlError::NoData)??;
+    match sample.value? {
+        SampleValue::U32(number) => Ok(number.into()),
+        SampleValue::U64(number) => Ok(number),
+        SampleValue::I64(_) | SampleValue::F64(_) => Err(NvmlError::Unknown),
+    }
+}
+
+/// How many NVLinks are up, or down. A GPU without any does not offer the question.
+fn nvlinks(gpu: &Device<'_>, up: bool) -> Result<u32, NvmlError> {
+    let mut count = 0;
+    for link in 0..NVLINKS_MAX {
+        match gpu.link_wrapper_for(link).is_active() {
+            Ok(active) => count += u32::from(active == up),
+            Err(NvmlError::NotSupported | NvmlError::InvalidArg) if 0 < link => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
 }
 
 fn ask(gpu: &Device<'_>, fact: GpuFact) -> Result<String, NvmlError> {
@@ -114,6 +218,26 @@ fn ask(gpu: &Device<'_>, fact: GpuFact) -> Result<String, NvmlError> {
         GpuFact::PerformanceState => gpu.performance_state()?.as_c().to_string(),
         GpuFact::Persistence => gpu.is_in_persistent_mode()?.to_string(),
         GpuFact::Mig => (gpu.mig_mode()?.current == 1).to_string(),
+        GpuFact::Throttle => super::gpu_sample::throttle_bits(gpu)?.to_string(),
+        GpuFact::Ecc => gpu.is_ecc_enabled()?.currently_enabled.to_string(),
+        GpuFact::EccNext => gpu.is_ecc_enabled()?.pending_enabled.to_string(),
+        GpuFact::EccUncorrected => gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile)?.to_string(),
+        GpuFact::RowsCorrected => field(gpu, ROWS_CORRECTED)?.to_string(),
+        GpuFact::RowsUncorrected => field(gpu, ROWS_UNCORRECTED)?.to_string(),
+        GpuFact::RowsPending => (field(gpu, ROWS_PENDING)? != 0).to_string(),
+        GpuFact::RowsFailed => (field(gpu, ROWS_FAILED)? != 0).to_string(),
+        GpuFact::ComputeMode => match gpu.compute_mode()? {
+            ComputeMode::Default => "default",
+            ComputeMode::ExclusiveThread => "exclusive_thread",
+            ComputeMode::ExclusiveProcess => "exclusive_process",
+            ComputeMode::Prohibited => "prohibited",
+        }
+        .to_owned(),
+        GpuFact::ComputeProcesses => gpu.running_compute_processes_count()?.to_string(),
+        GpuFact::DisplayActive => gpu.is_display_active()?.to_string(),
+        GpuFact::PcieReplays => gpu.pcie_replay_counter()?.to_string(),
+        GpuFact::NvlinksUp => nvlinks(gpu, true)?.to_string(),
+        GpuFact::NvlinksDown => nvlinks(gpu, false)?.to_string(),
     })
 }
 

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, AskError, Machine, Question, Redactor};
 
-/// The schema of captures that this version writes. A newer one is refused by name.
-pub const CAPTURE_SCHEMA: u32 = 1;
+/// The schema of captures that this version writes. A newer one is refused by name; of an older one, what it was not
+/// asked is missing as never asked ([`Question::since`]).
+pub const CAPTURE_SCHEMA: u32 = 2;
 
 /// The first line of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
 use super::capture::{CAPTURE_SCHEMA, End, Head, Line};
+use crate::topology::{Missing, Phase};
+
 use super::{Answer, AskError, Machine, Question};
 
 /// A 256-core machine with 8 GPUs takes about 100 KB.
@@ -74,6 +76,7 @@ pub struct WrongLine {
 /// A transcript that answers as the machine did.
 #[derive(Debug, Clone)]
 pub struct Captured {
+    schema: u32,
     answers: BTreeMap<Question, Answer>,
 }
 
@@ -89,7 +92,7 @@ impl Captured {
         let cut = |line: usize, problem: String| CaptureError::Cut { file: file.to_owned(), line, problem };
         let lines: Vec<&str> = text.lines().collect();
         let Some((head, rest)) = lines.split_first() else { return Err(cut(1, "it is empty".into())) };
-        check_head(head, file)?;
+        let schema = check_head(head, file)?;
         let Some((end, middle)) = rest.split_last() else { return Err(cut(1, "it holds nothing but its head".into())) };
         let mut answers = BTreeMap::<Question, Answer>::new();
         for (index, text) in middle.iter().enumerate() {
@@ -110,7 +113,7 @@ impl Captured {
         }
         let End { answers: counted } = parse(end, file, lines.len(), END_HELP)?;
         match counted == middle.len() {
-            true => Ok(Self { answers }),
+            true => Ok(Self { schema, answers }),
             false => Err(cut(lines.len(), format!("its end counts {counted} answers, it holds {}", middle.len()))),
         }
     }
@@ -118,18 +121,24 @@ impl Captured {
 
 impl Machine for Captured {
     fn ask(&self, question: &Question) -> Result<Answer, AskError> {
-        let never = || AskError::NeverAsked { question: question.clone() };
-        self.answers.get(question).cloned().ok_or_else(never)
+        match self.answers.get(question) {
+            Some(answer) => Ok(answer.clone()),
+            None if self.schema < question.since() => {
+                Ok(Answer { phase: Phase::AtRest, answer: Err(Missing::not_asked()) })
+            }
+            None => Err(AskError::NeverAsked { question: question.clone() }),
+        }
     }
 }
 
 const HEAD_HELP: &str =
-    "the first line is {\"capture\":1,\"rigscale\":\"…\",\"redacted\":true}, as `rigscale capture` writes it";
+    "the first line is {\"capture\":2,\"rigscale\":\"…\",\"redacted\":true}, as `rigscale capture` writes it";
 const LINE_HELP: &str = "a line holds one question and its answer: {\"ask\":{\"file\":\"/proc/cmdline\"},\"answer\":\"quiet\"}, or \
                          {\"missing\":\"absent\"} for the answer";
 const END_HELP: &str = "the last line is {\"answers\":N} with the number of lines between the first and itself";
 
-fn check_head(text: &str, file: &str) -> Result<(), CaptureError> {
+/// The schema of the capture.
+fn check_head(text: &str, file: &str) -> Result<u32, CaptureError> {
     let found = serde_json::from_str::<serde_json::Value>(text).ok();
     let schema = found.as_ref().and_then(|head| head.get("capture")).and_then(serde_json::Value::as_u64);
     if let Some(found) = schema.filter(|schema| u64::from(CAPTURE_SCHEMA) < *schema) {
@@ -137,7 +146,7 @@ fn check_head(text: &str, file: &str) -> Result<(), CaptureError> {
     }
     let head: Head = parse(text, file, 1, HEAD_HELP)?;
     match head.capture {
-        CAPTURE_SCHEMA => Ok(()),
+        schema @ 1..=CAPTURE_SCHEMA => Ok(schema),
         never => Err(wrong(text, file, 1, 1, format!("schema {never} was never written"), HEAD_HELP)),
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::topology::{
-    Container, ContainerKind, Cpu, CpuSet, Limit, MachineName, Missing, NumaNode, Reading, Socket, System, Why,
+    Container, ContainerKind, Cpu, CpuSet, Limit, MachineName, Missing, NumaNode, Reading, Settings, Socket, System,
+    Why,
 };
 use crate::units::Bytes;
 
 use super::ask::{file, garbled, name as file_name, parsed, text};
+use super::question::VIRTUAL_TOPOLOGY;
 use super::{AskError, CgroupFile, HostFact, Machine, Question};
 
 /// The kernel nests control groups without a limit; no service manager goes deeper.
@@ -67,6 +69,35 @@ fn virtual_machine(machine: &dyn Machine) -> Result<Reading<bool>, AskError> {
         let flags = cpuinfo_value(&info, "flags").ok_or_else(unknown)?;
         Ok(flags.split_whitespace().any(|flag| flag == "hypervisor"))
     }))
+}
+
+/// What the host is set to.
+pub(super) fn settings(machine: &dyn Machine) -> Result<Settings, AskError> {
+    let uptime = file(machine, "/proc/uptime")?;
+    let whole = |text: String| text.split(['.', ' ']).next().unwrap_or_default().to_owned();
+    let balancing = file(machine, "/proc/sys/kernel/numa_balancing")?;
+    let topology = text(machine, Question::Exists(VIRTUAL_TOPOLOGY.into()))?;
+    Ok(Settings {
+        root: parsed(text(machine, Question::Host(HostFact::Root))?, "whether root asks"),
+        uptime_s: parsed(uptime.map(whole), "/proc/uptime"),
+        numa_balancing: balancing.and_then(|text| match text.as_str() {
+            "0" => Ok(false),
+            // 1 balances, 2 moves memory between tiers, 3 does both.
+            "1" | "2" | "3" => Ok(true),
+            _ => Err(garbled("/proc/sys/kernel/numa_balancing", &text)),
+        }),
+        nccl_conf: file(machine, "/etc/nccl.conf")?.map(|text| nccl_settings(&text)),
+        virtual_topology: match topology {
+            Ok(_) => Ok(true),
+            Err(missing) if missing.why == Why::Absent => Ok(false),
+            Err(missing) => Err(missing),
+        },
+    })
+}
+
+/// The lines that NCCL obeys: `NAME=VALUE`, unless `#` is the first character (NCCL 2.30, `src/misc/param.cc`).
+fn nccl_settings(text: &str) -> Vec<String> {
+    text.lines().filter(|line| !line.starts_with('#') && line.contains('=')).map(str::to_owned).collect()
 }
 
 /// The processors.

@@ -11,8 +11,9 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 
 use crate::device::Nvml;
-use crate::topology::{CpuSet, Missing, Phase, Reading, Why};
+use crate::topology::{CpuSet, Missing, PciAddress, Phase, Reading, Why};
 
+use super::config::{self, ConfigSpace};
 use super::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 
 /// Files of sysfs are at most a page; `meminfo` and `os-release` a few KiB.
@@ -24,7 +25,7 @@ const NAMES_MAX: usize = 16_384;
 /// NVML takes seconds where it must wake eight GPUs without persistence. Longer is a driver that hangs.
 const NVML_WAIT: Duration = Duration::from_secs(60);
 /// Where questions may lead.
-const ROOTS: [&str; 5] = ["/sys/", "/proc/", "/run/", "/etc/os-release", "/.dockerenv"];
+const ROOTS: [&str; 6] = ["/sys/", "/proc/", "/run/", "/etc/os-release", "/etc/nccl.conf", "/.dockerenv"];
 
 /// The machine at hand. It is only read.
 #[derive(Debug, Default)]
@@ -62,7 +63,8 @@ impl Machine for Live {
             Question::Exists(path) => exists(path).map(Value::Text),
             Question::Cgroup { file, up } => cgroup(*file, *up).map(Value::Text),
             Question::Host(fact) => host(*fact).map(Value::Text),
-            Question::Driver(_) | Question::Gpu { .. } => self.nvml(question),
+            Question::Config(address) => configuration(*address).map(Value::Text),
+            Question::Driver(_) | Question::Gpu { .. } | Question::Peer { .. } => self.nvml(question),
         };
         Ok(Answer { phase: Phase::AtRest, answer })
     }
@@ -92,11 +94,23 @@ fn allowed(path: &str) -> Reading<&Path> {
     }
 }
 
+/// At most `most` bytes of a file.
+fn bytes(path: &str, most: u64) -> Reading<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(allowed(path)?).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    read.map_err(|error| unread(path, &error))?;
+    Ok(bytes)
+}
+
+/// As much of configuration space as the kernel shows to this user.
+fn configuration(address: PciAddress) -> Reading<String> {
+    let bytes = bytes(&format!("/sys/bus/pci/devices/{address}/config"), config::BYTES_MAX as u64)?;
+    Ok(ConfigSpace::new(bytes).to_string())
+}
+
 /// At most `most` bytes of a file as text, and whether that was all.
 fn read(path: &str, most: u64) -> Reading<(String, bool)> {
-    let mut bytes = Vec::new();
-    let read = File::open(allowed(path)?).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
-    read.map_err(|error| unread(path, &error))?;
+    let mut bytes = bytes(path, most + 1)?;
     let all = bytes.len() as u64 <= most;
     bytes.truncate(most as usize);
     match String::from_utf8(bytes) {
@@ -147,6 +161,7 @@ fn host(fact: HostFact) -> Reading<String> {
         HostFact::MemlockBytes => {
             Ok(getrlimit(Resource::Memlock).current.map_or("unlimited".to_owned(), |bytes| bytes.to_string()))
         }
+        HostFact::Root => Ok(rustix::process::geteuid().is_root().to_string()),
     }
 }
 
@@ -216,6 +231,7 @@ fn serve(asked: &Receiver<(Question, Sender<Reading<Value>>)>) {
         let answer = nvml.as_ref().map_err(Clone::clone).and_then(|nvml| match question {
             Question::Driver(fact) => nvml.driver(fact),
             Question::Gpu { at, fact } => nvml.gpu(at, fact),
+            Question::Peer { from, to, fact } => nvml.peer(from, to, fact),
             other => Err(Missing::new(Why::Unsupported, format!("{other} is no question for NVML"))),
         });
         // Whoever asked may have stopped waiting.

@@ -5,6 +5,9 @@
 mod ask;
 mod capture;
 mod captured;
+mod condition;
+mod config;
+mod expect;
 mod host;
 mod live;
 mod pci;
@@ -14,6 +17,7 @@ mod rules;
 
 pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder, capture_schema};
 pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
+pub use expect::{EXPECTATIONS, Expectation, differences};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;
@@ -53,7 +57,9 @@ pub fn probe(machine: &dyn Machine) -> Result<Topology, ProbeError> {
         cpu: host::cpu(machine)?,
         iommu: pci::iommu(machine, &tree.gpus)?,
         container: host::container(machine)?,
+        settings: host::settings(machine)?,
         nvidia: pci::nvidia_driver(machine, &tree.gpus)?,
+        peers: condition::peers(machine, &tree.gpus)?,
         pci_functions: tree.functions,
         unknown_devices: tree.unknown,
         bridges: tree.bridges,

@@ -5,12 +5,13 @@ use std::str::FromStr;
 
 use crate::device::{DriverFact, GpuFact};
 use crate::topology::{
-    Bridge, ClassCode, Generation, Gpu, GpuState, Iommu, IommuDomain, IommuMode, Missing, NumaNode, NvidiaDriver,
+    Bar, Bridge, ClassCode, Generation, Gpu, GpuState, Iommu, IommuDomain, IommuMode, Missing, NumaNode, NvidiaDriver,
     PciAddress, PciId, Reading, RootComplex, Why, Width,
 };
 use crate::units::Bytes;
 
 use super::ask::{file, folder, garbled, link_end, link_name, parsed, text};
+use super::condition::{condition, pcie_state};
 use super::{AskError, Machine, ProbeError, Question};
 
 /// Eight-socket servers list about 2,000 functions.
@@ -149,6 +150,8 @@ fn gpu(
         iommu_group: group,
         iommu_domain: domain,
         link: link_end(machine, &folder)?,
+        pcie: pcie_state(machine, address, &folder)?,
+        frame_buffer: frame_buffer(machine, &folder)?,
         narrowest: Err(Missing::new(Why::Absent, "")),
         nvml: None,
     };
@@ -167,7 +170,8 @@ fn bridge(
 ) -> Result<Bridge, AskError> {
     let folder = format!("{DEVICES}/{address}");
     let (id, numa_node) = (id(machine, &folder)?, numa_node(machine, &folder, sole)?);
-    Ok(Bridge { address, root, parent, id, numa_node, link: link_end(machine, &folder)? })
+    let (link, pcie) = (link_end(machine, &folder)?, pcie_state(machine, address, &folder)?);
+    Ok(Bridge { address, root, parent, id, numa_node, link, pcie })
 }
 
 fn hexadecimal(text: &str, what: &str) -> Reading<u32> {
@@ -255,6 +259,33 @@ pub(super) fn nvidia_driver(machine: &dyn Machine, gpus: &[Gpu]) -> Result<Nvidi
     })
 }
 
+/// The window to a GPU's memory. `resource` tells start, end and flags of each region (the kernel's
+/// Documentation/PCI/sysfs-pci.rst; flags in include/linux/ioport.h).
+fn frame_buffer(machine: &dyn Machine, folder: &str) -> Result<Reading<Bar>, AskError> {
+    /// In memory, prefetchable, 64 bits wide.
+    const FLAGS: u64 = 0x200 | 0x2000 | 0x10_0000;
+    let path = format!("{folder}/resource");
+    let text = file(machine, path.as_str())?;
+    let window = |text: &str| -> Option<Option<Bar>> {
+        let mut widest: Option<Bar> = None;
+        for (region, line) in text.lines().take(6).enumerate() {
+            let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+            let mut words = line.split_whitespace().map(number);
+            let (start, end, flags) = (words.next()??, words.next()??, words.next()??);
+            let size = if flags & FLAGS == FLAGS { end.checked_sub(start)?.checked_add(1)? } else { continue };
+            if widest.is_none_or(|widest| widest.bytes.0 < size) {
+                widest = Some(Bar { region: region as u8, bytes: Bytes(size) });
+            }
+        }
+        Some(widest)
+    };
+    Ok(text.and_then(|text| match window(&text) {
+        Some(Some(bar)) => Ok(bar),
+        Some(None) => Err(Missing::new(Why::Absent, format!("{path} shows no wide prefetchable region"))),
+        None => Err(garbled(&path, &text)),
+    }))
+}
+
 fn gpu_state(machine: &dyn Machine, at: PciAddress) -> Result<GpuState, AskError> {
     let ask = |fact| text(machine, Question::Gpu { at, fact });
     let bytes = |fact| Ok(parsed(ask(fact)?, "NVML").map(Bytes));
@@ -285,5 +316,6 @@ fn gpu_state(machine: &dyn Machine, at: PciAddress) -> Result<GpuState, AskError
         performance_state: number(GpuFact::PerformanceState)?,
         persistence: switch(GpuFact::Persistence)?,
         mig: switch(GpuFact::Mig)?,
+        condition: condition(machine, at)?,
     })
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::device::{DriverFact, GpuFact};
+use crate::device::{DriverFact, GpuFact, PeerFact};
 use crate::topology::{Fact, PciAddress, Phase, Reading};
 
 /// One question. Nothing else can be asked of a machine.
@@ -40,6 +40,49 @@ pub enum Question {
         /// What about it.
         fact: GpuFact,
     },
+    /// What the NVIDIA driver grants one GPU to do to the memory of another.
+    Peer {
+        /// The GPU that reads and writes.
+        from: PciAddress,
+        /// The GPU whose memory it is.
+        to: PciAddress,
+        /// What to do.
+        fact: PeerFact,
+    },
+    /// The configuration space of a PCI function, in rows of sixteen bytes: `000: de 10 …`. Rows of zeros are left out,
+    /// but for the last.
+    Config(PciAddress),
+}
+
+/// Files that captures of schema 1 were not asked for, by the end of their path.
+const FILES_OF_SCHEMA_2: [&str; 7] = [
+    "/resource",
+    "/aer_dev_correctable",
+    "/aer_dev_nonfatal",
+    "/aer_dev_fatal",
+    "/proc/uptime",
+    "/proc/sys/kernel/numa_balancing",
+    "/etc/nccl.conf",
+];
+
+/// The topology that a hypervisor hands to NCCL, which reads it by default (NCCL's documentation, `NCCL_TOPO_FILE`).
+pub(super) const VIRTUAL_TOPOLOGY: &str = "/run/nvidia-topologyd/virtualTopology.xml";
+
+impl Question {
+    /// The schema of captures that first asked it: one of an older schema does not hold it, and that is no flaw.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        let second = match self {
+            Self::File(path) => FILES_OF_SCHEMA_2.iter().any(|end| path.ends_with(end)),
+            Self::Exists(path) => path == VIRTUAL_TOPOLOGY,
+            Self::Host(fact) => *fact == HostFact::Root,
+            // The facts of schema 2 stand last in the list.
+            Self::Gpu { fact, .. } => GpuFact::Throttle <= *fact,
+            Self::Peer { .. } | Self::Config(_) => true,
+            Self::Start(_) | Self::Folder(_) | Self::Link(_) | Self::Cgroup { .. } | Self::Driver(_) => false,
+        };
+        if second { 2 } else { 1 }
+    }
 }
 
 /// Files of a control group that limit CPU time.
@@ -78,6 +121,8 @@ pub enum HostFact {
     ShmBytes,
     /// Bytes that a process may lock in memory, or `unlimited` (`getrlimit`).
     MemlockBytes,
+    /// Whether root asks, to whom the kernel shows all of configuration space (`geteuid`).
+    Root,
 }
 
 impl fmt::Display for Question {

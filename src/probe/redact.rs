@@ -3,6 +3,7 @@
 //! rigscale asks for no serial numbers, UUIDs of GPUs or MAC addresses in the first place; this guards what a file
 //! may hold all the same.
 
+use super::config::ConfigSpace;
 use super::{Answer, Question, Value};
 
 /// What stands where something was taken out.
@@ -118,6 +119,11 @@ impl Redactor {
     pub fn redact(&self, question: &Question, mut answer: Answer) -> Answer {
         let command_line = matches!(question, Question::File(path) if path == "/proc/cmdline");
         match &mut answer.answer {
+            // Rows of numbers, of which some look like a name; the serial number is the one that counts.
+            Ok(Value::Text(text)) if matches!(question, Question::Config(_)) => {
+                let space = ConfigSpace::parse(text).map(ConfigSpace::without_serial_number);
+                *text = space.map_or_else(|| REDACTED.to_owned(), |space| space.to_string());
+            }
             Ok(Value::Text(text)) if command_line => *text = self.command_line(text),
             Ok(Value::Text(text)) => *text = self.clean(text),
             Ok(Value::Names(names)) => names.iter_mut().for_each(|name| *name = self.clean(name)),
@@ -237,6 +243,26 @@ mod tests {
         let kept = "BOOT_IMAGE=redacted root=redacted ro iommu=pt pci=realloc=off pcie_aspm=off ip=redacted \
                     luks-redacted redacted quiet";
         assert_eq!(redacted("/proc/cmdline", line), kept);
+    }
+
+    #[test]
+    fn configuration_space_loses_its_serial_number_and_nothing_else() {
+        let head = "000: de 10 84 26 07 04 10 00 00 00 00 00 00 00 00 00\n030: 00 00 00 00 60";
+        let tail = "060: 10 00 02\n100: 03 00 01 00";
+        let rows = |serial: &str| format!("{head}\n{tail} {serial} 00 00 00 00\nff0:{}\n", " 00".repeat(16));
+        let question = Question::Config("0000:41:00.0".parse().unwrap());
+        let redactor = Redactor::new(["dead".to_owned(), "ff0".to_owned()]);
+        let clean = |text: String| {
+            let answer = Answer { phase: Phase::AtRest, answer: Ok(Value::Text(text)) };
+            match redactor.redact(&question, answer).answer {
+                Ok(Value::Text(text)) => ConfigSpace::parse(&text),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        let expected = ConfigSpace::parse(&rows("00 00 00 00 00 00 00 00"));
+        assert!(expected.is_some());
+        assert_eq!(clean(rows("de ad be ef 01 02 03 04")), expected);
+        assert_eq!(clean("whatever it is".to_owned()), None);
     }
 
     #[test]

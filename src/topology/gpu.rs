@@ -9,7 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::units::Bytes;
 
-use super::{Fact, Generation, LinkEnd, Narrowest, PciAddress, Reading, Width, names};
+use super::{
+    Bar, Fact, Generation, GpuCondition, LinkEnd, Missing, Narrowest, PciAddress, PcieState, Reading, Width, names,
+};
 
 /// PCI vendor and device numbers, as in `10de:2bb5`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +39,12 @@ impl PciId {
     #[must_use]
     pub fn is_chipset(self) -> bool {
         names::is_chipset(self)
+    }
+
+    /// True for an NVIDIA GPU of the Blackwell generation.
+    #[must_use]
+    pub fn is_blackwell(self) -> bool {
+        names::is_blackwell(self)
     }
 }
 
@@ -163,6 +171,9 @@ pub struct Bridge {
     /// Its end of a link: the one towards the device for a root port or a downstream port of a switch, the one
     /// towards the root complex for an upstream port.
     pub link: LinkEnd,
+    /// What it tells beyond its link.
+    #[serde(default = "PcieState::not_asked")]
+    pub pcie: PcieState,
 }
 
 /// A display or 3D controller.
@@ -196,6 +207,12 @@ pub struct Gpu {
     pub iommu_domain: Reading<IommuDomain>,
     /// Its end of the link.
     pub link: LinkEnd,
+    /// What it tells beyond its link.
+    #[serde(default = "PcieState::not_asked")]
+    pub pcie: PcieState,
+    /// The window to its memory: the largest region that is 64 bits wide and prefetchable, whatever its number.
+    #[serde(default = "not_asked", with = "Fact::<Bar>")]
+    pub frame_buffer: Reading<Bar>,
     /// The hop that limits its path. It follows from `bridges`; a file may leave it out.
     #[serde(default = "underived", with = "Fact::<Narrowest>")]
     pub narrowest: Reading<Narrowest>,
@@ -206,7 +223,11 @@ pub struct Gpu {
 
 /// What stands in a derived field before it is derived.
 fn underived<T>() -> Reading<T> {
-    Err(super::Missing::new(super::Why::Absent, ""))
+    Err(Missing::new(super::Why::Absent, ""))
+}
+
+fn not_asked<T>() -> Reading<T> {
+    Err(Missing::not_asked())
 }
 
 /// What an IOMMU group does with addresses: the kernel's words in `/sys/kernel/iommu_groups/*/type`.
@@ -275,6 +296,9 @@ pub struct GpuState {
     /// True when the GPU is divided into instances.
     #[serde(with = "Fact::<bool>")]
     pub mig: Reading<bool>,
+    /// The state that it is in.
+    #[serde(default = "GpuCondition::not_asked")]
+    pub condition: GpuCondition,
 }
 
 /// PCI vendor of NVIDIA.

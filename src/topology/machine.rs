@@ -10,10 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::Bytes;
 
-use super::{Bridge, CpuSet, Fact, Gpu, Pair, PciAddress, Reading};
+use super::{Bridge, CpuSet, Fact, Gpu, Missing, Pair, PciAddress, PeerAccess, Reading};
 
-/// The schema of `topology.yaml` that this version writes. A newer one is refused by name.
-pub const SCHEMA: u32 = 1;
+/// The schema of `topology.yaml` that this version writes. A newer one is refused by name. Schema 1 lacks `settings`,
+/// `peers`, and of each device `pcie`, `frame_buffer` and `condition`: they read as never asked.
+pub const SCHEMA: u32 = 2;
 
 /// What a machine is. `topology.yaml` holds one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +35,9 @@ pub struct Topology {
     pub iommu: Iommu,
     /// Limits that a container or a service manager sets.
     pub container: Container,
+    /// What the host is set to.
+    #[serde(default = "Settings::not_asked")]
+    pub settings: Settings,
     /// The NVIDIA driver.
     pub nvidia: NvidiaDriver,
     /// PCI functions that the machine lists.
@@ -50,6 +54,9 @@ pub struct Topology {
     /// a file may leave them out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<Pair>,
+    /// What the NVIDIA driver grants each GPU to do to each other: ordered pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerAccess>,
 }
 
 /// What the firmware calls the machine.
@@ -193,6 +200,41 @@ impl fmt::Display for IommuMode {
     }
 }
 
+/// What the host is set to, and who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// True when root asked, who may read all of configuration space.
+    #[serde(with = "Fact::<bool>")]
+    pub root: Reading<bool>,
+    /// Seconds since the machine started: the time over which errors were counted.
+    #[serde(with = "Fact::<u64>")]
+    pub uptime_s: Reading<u64>,
+    /// True when the kernel moves memory between NUMA nodes on its own.
+    #[serde(with = "Fact::<bool>")]
+    pub numa_balancing: Reading<bool>,
+    /// The settings of NCCL for every program, `NAME=VALUE` each: `/etc/nccl.conf`.
+    #[serde(with = "Fact::<Vec<String>>")]
+    pub nccl_conf: Reading<Vec<String>>,
+    /// True where NCCL finds a topology that a hypervisor made up.
+    #[serde(with = "Fact::<bool>")]
+    pub virtual_topology: Reading<bool>,
+}
+
+impl Settings {
+    /// Of a file that is older than the questions.
+    #[must_use]
+    pub fn not_asked() -> Self {
+        Self {
+            root: Err(Missing::not_asked()),
+            uptime_s: Err(Missing::not_asked()),
+            numa_balancing: Err(Missing::not_asked()),
+            nccl_conf: Err(Missing::not_asked()),
+            virtual_topology: Err(Missing::not_asked()),
+        }
+    }
+}
+
 /// Limits that a container or a service manager sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -313,4 +355,14 @@ pub struct NvidiaDriver {
     /// Newest CUDA version that the driver serves, such as `13.2`.
     #[serde(with = "Fact::<String>")]
     pub cuda: Reading<String>,
+}
+
+impl NvidiaDriver {
+    /// True for the open kernel module, false for the proprietary one (the first line of `/proc/driver/nvidia/version`).
+    ///
+    /// # Errors
+    /// No module is loaded, or it does not say.
+    pub fn open_module(&self) -> Reading<bool> {
+        self.kernel_module.clone().map(|text| text.contains("Open Kernel Module"))
+    }
 }

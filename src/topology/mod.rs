@@ -3,6 +3,7 @@
 //! Never asks a machine anything.
 
 mod address;
+mod condition;
 mod cores;
 mod cpuset;
 mod gpu;
@@ -11,19 +12,22 @@ mod link;
 mod machine;
 mod names;
 mod paths;
+mod pcie;
 mod reading;
 mod throttle;
 mod yaml;
 
 pub use address::{NotAnAddress, PciAddress};
+pub use condition::{ComputeMode, GpuCondition, PeerAccess, PeerStatus};
 pub use cores::Core;
 pub use cpuset::{CpuSet, NotACpuSet};
 pub use gpu::{Bridge, ClassCode, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
 pub use link::{Generation, Hop, Lanes, LinkEnd, Narrowest, Phase, Width};
 pub use machine::{
-    Container, ContainerKind, Cpu, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA, Socket,
-    System, Topology,
+    Container, ContainerKind, Cpu, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA, Settings,
+    Socket, System, Topology,
 };
+pub use pcie::{Acs, Aspm, Bar, PcieState};
 pub use reading::{Fact, Missing, Reading, Why};
 pub use throttle::ThrottleReasons;
 pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};

@@ -111,6 +111,13 @@ pub(super) fn device(id: PciId) -> Option<&'static str> {
     DEVICES.iter().find(|row| (row.0, row.1) == (id.vendor, id.device)).map(|row| row.2)
 }
 
+/// Device numbers of NVIDIA GPUs of the Blackwell generation: GB100 and GB20x (PCI ID database). Ada ends below them.
+const BLACKWELL: (u16, u16) = (0x2900, 0x2fff);
+
+pub(super) fn is_blackwell(id: PciId) -> bool {
+    id.vendor == 0x10de && (BLACKWELL.0..=BLACKWELL.1).contains(&id.device)
+}
+
 pub(super) fn is_chipset(id: PciId) -> bool {
     match id.vendor {
         0x1022 => AMD_CHIPSET.contains(&id.device),

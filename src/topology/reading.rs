@@ -36,6 +36,8 @@ pub enum Why {
     Unsupported,
     /// It was read and makes no sense.
     Garbled,
+    /// It was never asked: the capture or the file is older than the question.
+    NotAsked,
 }
 
 impl Missing {
@@ -43,6 +45,12 @@ impl Missing {
     #[must_use]
     pub fn new(why: Why, detail: impl Into<String>) -> Self {
         Self { why, detail: detail.into() }
+    }
+
+    /// What stands for a fact that an older version did not ask for.
+    #[must_use]
+    pub fn not_asked() -> Self {
+        Self::new(Why::NotAsked, "")
     }
 }
 
@@ -53,6 +61,7 @@ impl fmt::Display for Why {
             Self::Denied => "denied (needs root)",
             Self::Unsupported => "unsupported",
             Self::Garbled => "garbled",
+            Self::NotAsked => "never asked (of an older version)",
         })
     }
 }

@@ -99,7 +99,7 @@ pub fn from_yaml(text: &str, file: &str) -> Result<Topology, TopologyError> {
         return Err(TopologyError::Newer { file: file.to_owned(), found });
     }
     let read: Topology = parse_yaml(text, file, HELP).map_err(TopologyError::Wrong)?;
-    if read.schema != SCHEMA {
+    if read.schema == 0 {
         let problem = format!("schema {} was never written", read.schema);
         return Err(wrong(text, file, find(text, "schema"), problem));
     }
@@ -107,7 +107,7 @@ pub fn from_yaml(text: &str, file: &str) -> Result<Topology, TopologyError> {
         return Err(wrong(text, file, find(text, &about), problem));
     }
     check_derived(text, file, &read)?;
-    Ok(read.derived())
+    Ok(Topology { schema: SCHEMA, ..read }.derived())
 }
 
 /// Reads any YAML record within the same bounds of size, depth and repetition: what a stranger wrote costs neither

@@ -4,6 +4,8 @@
 Each description names its source. Facts are transcribed from what owners published; what a source does not tell is
 filled in with what the same kernel shows on such hardware, and the source line says so. Run it after a change of the
 questions that the probe asks, then `RIGSCALE_BLESS=1 cargo test --test probe`, and read the diff.
+
+`older-capture` is not made here: it is what version 0.1.0 wrote of `threadripper-4gpu`, and stays as it is.
 """
 
 import copy
@@ -18,6 +20,17 @@ GPU_FACTS = [
     "power_min_mw", "power_max_mw", "gen_now", "width_now", "gen_max", "width_max", "performance_state", "persistence",
     "mig",
 ]
+# What a GPU at rest says that is in order.
+AT_REST = {
+    "throttle": "1", "compute_mode": "default", "compute_processes": "0", "display_active": "false", "pcie_replays": "0",
+}
+WITH_ECC = {
+    "ecc": "true", "ecc_next": "true", "ecc_uncorrected": "0", "rows_corrected": "0", "rows_uncorrected": "0",
+    "rows_pending": "false", "rows_failed": "false",
+}
+OTHER = ["nvlinks_up", "nvlinks_down"]
+UNSUPPORTED_BY_NVML = "NVML: the requested operation is not available on the target device"
+NO_LIBRARY = "NVML: libnvidia-ml.so.1 cannot be loaded"
 RATE = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0"}
 
 
@@ -31,6 +44,7 @@ class Machine:
     def __init__(self, source):
         self.source = source
         self.answers = {}
+        self.functions = {}
 
     def put(self, ask, answer, phase="at_rest"):
         self.answers[(json.dumps(ask, sort_keys=True), phase)] = (ask, phase, answer)
@@ -39,16 +53,91 @@ class Machine:
         answer = missing(text, path) if text in (ABSENT, DENIED, UNSUPPORTED) else text + "\n"
         self.put({"file": path}, answer, phase)
 
+    def fact(self, address, **facts):
+        for fact, value in facts.items():
+            self.put({"gpu": {"at": address, "fact": fact}}, value)
+
+    def peer(self, a, b, status, facts=("read", "write", "atomics")):
+        for fact in facts:
+            self.put({"peer": {"from": a, "to": b, "fact": fact}}, status)
+
+    def config(self, address, **more):
+        """Writes the configuration space of a function again, with what is said here in the place of the usual."""
+        self.functions[address] = {**self.functions.get(address, {}), **more}
+        self.put({"config": address}, config(**self.functions[address]))
+
+    def aer(self, address, correctable=0, nonfatal=0, fatal=0):
+        for kind, total, count in [("correctable", "COR", correctable), ("nonfatal", "NONFATAL", nonfatal),
+                                   ("fatal", "FATAL", fatal)]:
+            path = f"{SYS}/{address}/aer_dev_{kind}"
+            self.file(path, ABSENT if count is None else f"Undefined 0\nTOTAL_ERR_{total} {count}")
+
+    def gpus(self):
+        return sorted(a for a, function in self.functions.items() if function.get("gpu"))
+
     def write(self, name):
         folder = HERE / name
         folder.mkdir(exist_ok=True)
-        head = {"capture": 1, "rigscale": "0.1.0", "redacted": True, "source": self.source}
+        head = {"capture": 2, "rigscale": "0.1.0", "redacted": True, "source": self.source}
         lines = [head]
         for ask, phase, answer in self.answers.values():
             lines.append({"ask": ask, **({"phase": phase} if phase != "at_rest" else {}), "answer": answer})
         lines.append({"answers": len(lines) - 1})
         text = "".join(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n" for line in lines)
         (folder / "machine.jsonl").write_text(text)
+
+
+def config(*, ids, bridge, shown=4096, lost=False, payload=256, offered=None, request=512, aspm=0, acs=0x11, gpu=False):
+    """Configuration space as a capture spells it. PCIe capability at 60, AER at 100, ACS of a bridge at 2a0."""
+    code = lambda size: {128: 0, 256: 1, 512: 2, 1024: 3}[size]
+    space = bytearray(4096)
+    vendor, device = (int(part, 16) for part in ids.split(":"))
+    space[0:8] = vendor.to_bytes(2, "little") + device.to_bytes(2, "little") + bytes([7, 4, 0x10, 0])
+    space[0xe], space[0x34] = (1 if bridge else 0), 0x60
+    control = code(payload) << 5 | code(request) << 12
+    space[0x60:0x64] = bytes([0x10, 0, 0x42 if bridge else 2, 0])
+    space[0x64:0x68] = code(offered or (512 if bridge else 256)).to_bytes(4, "little")
+    space[0x68:0x6a] = control.to_bytes(2, "little")
+    space[0x70:0x72] = aspm.to_bytes(2, "little")
+    with_acs = bridge and acs is not None
+    space[0x100:0x104] = (1 | 2 << 16 | (0x2a0 if with_acs else 0) << 20).to_bytes(4, "little")
+    if with_acs:
+        space[0x2a0:0x2a8] = (0xd | 1 << 16).to_bytes(4, "little") + bytes([0x5f, 0]) + acs.to_bytes(2, "little")
+    if lost:
+        space = bytearray(b"\xff" * 4096)
+    space = space[:shown]
+    rows = []
+    for at in range(0, len(space), 16):
+        row = space[at:at + 16]
+        if any(row) or at + 16 == len(space):
+            rows.append(f"{at:03x}: " + " ".join(f"{byte:02x}" for byte in row) + "\n")
+    return "".join(rows)
+
+
+def resource(bar1=None, region=1):
+    """The regions of a GPU with such a window to its memory, or of one that has none."""
+    wide, plain = 0x14220c, 0x40200
+    sizes = {0: (16 << 20, plain)}
+    if bar1:
+        sizes[0] = (64 << 20, wide) if region == 2 else sizes[0]
+        sizes[region] = (bar1, wide)
+        sizes[region + 2] = (32 << 20, wide)
+    lines, start = [], 0x20000000000
+    for index in range(13):
+        size, flags = sizes.get(index, (0, 0))
+        start = -(-start // max(size, 1)) * max(size, 1)
+        lines.append(f"{start if size else 0:#018x} {start + size - 1 if size else 0:#018x} {flags:#018x}")
+        start += size
+    return "\n".join(lines)
+
+
+def settings(m, *, root=True, uptime="356520.12", balancing="0", conf=ABSENT, virtual=False):
+    m.put({"host": "root"}, "true" if root else "false")
+    m.file("/proc/uptime", f"{uptime} 11231840.71")
+    m.file("/proc/sys/kernel/numa_balancing", balancing)
+    m.file("/etc/nccl.conf", conf)
+    path = "/run/nvidia-topologyd/virtualTopology.xml"
+    m.put({"exists": path}, "true" if virtual else missing(ABSENT, path))
 
 
 def cpulist(cpus):
@@ -70,6 +159,7 @@ def host(m, *, vendor, product, board_vendor, board, bios, os, kernel, cmdline, 
     m.file("/proc/meminfo", f"MemTotal:       {memory_kib} kB\nMemFree:        {memory_kib // 2} kB")
     m.file("/proc/sys/kernel/osrelease", kernel)
     m.file("/proc/cmdline", cmdline)
+    settings(m)
 
 
 def cpu(m, *, model, nodes, siblings, sockets, vm=False, governor="performance", driver="acpi-cpufreq", allowed=None):
@@ -127,6 +217,7 @@ def device(m, address, ids, node, link):
         values = [f"{RATE[link[0]]} GT/s PCIe", f"{RATE[link[1]]} GT/s PCIe", str(link[2]), str(link[3])]
     for name, value in zip(names, values):
         m.file(f"{folder}/{name}", value)
+    m.aer(address)
 
 
 def pci(m, *, bridges, gpus, others, iommu):
@@ -153,11 +244,21 @@ def pci(m, *, bridges, gpus, others, iommu):
             m.put({"link": link}, missing(ABSENT, link))
         if gpu["ids"].startswith("10de"):
             nvml = gpu.get("nvml") or {}
-            for fact in GPU_FACTS:
-                absent = missing(ABSENT, "NVML: libnvidia-ml.so.1 cannot be loaded")
-                m.put({"gpu": {"at": address, "fact": fact}}, nvml.get(fact, absent))
+            for fact in [*GPU_FACTS, *AT_REST, *WITH_ECC, *OTHER]:
+                m.put({"gpu": {"at": address, "fact": fact}}, nvml.get(fact, missing(ABSENT, NO_LIBRARY)))
+        m.config(address, ids=gpu["ids"], bridge=False, gpu=gpu["ids"].startswith("10de"))
+        m.file(f"{SYS}/{address}/resource", gpu.get("resource") or resource())
     for address, (ids, node, link) in bridges.items():
         device(m, address, ids, node, link)
+        m.config(address, ids=ids, bridge=True)
+    for a in m.gpus():
+        for b in m.gpus():
+            if a != b:
+                said = [gpus[a].get("peer"), gpus[b].get("peer")]
+                known = all(said)
+                refusals = [word for word in sorted(said, reverse=True) if word != "ok"] if known else []
+                m.peer(a, b, [*refusals, "ok"][0] if known else missing(ABSENT, NO_LIBRARY))
+                m.peer(a, b, "not_supported" if known else missing(ABSENT, NO_LIBRARY), ["nvlink"])
     m.put({"folder": "/sys/class/iommu"}, units)
     m.put({"folder": "/sys/kernel/iommu_groups"}, [str(group) for group in range(groups)])
     if groups:
@@ -167,18 +268,20 @@ def pci(m, *, bridges, gpus, others, iommu):
 def driver(m, version=None, cuda=None, open_module=False):
     kind = "NVIDIA UNIX Open Kernel Module for x86_64" if open_module else "NVIDIA UNIX x86_64 Kernel Module"
     m.file("/proc/driver/nvidia/version", f"NVRM version: {kind}  {version}  Release Build" if version else ABSENT)
-    absent = missing(ABSENT, "NVML: libnvidia-ml.so.1 cannot be loaded")
+    absent = missing(ABSENT, NO_LIBRARY)
     m.put({"driver": "version"}, version or absent)
     m.put({"driver": "cuda"}, cuda or absent)
 
 
 MODELS = {
     # name, memory MiB, BAR1 MiB, capability, PCI ids, generation, power default, min, max W, ECC and MIG known
-    "3090": ("NVIDIA GeForce RTX 3090", 24576, 256, "8.6", "10de:2204", 4, 350, 100, 350),
-    "3080": ("NVIDIA GeForce RTX 3080", 20480, 256, "8.6", "10de:2206", 4, 320, 100, 320),
+    "3090": ("NVIDIA GeForce RTX 3090", 24576, 32768, "8.6", "10de:2204", 4, 350, 100, 350),
+    "3080": ("NVIDIA GeForce RTX 3080", 20480, 32768, "8.6", "10de:2206", 4, 320, 100, 320),
     "4090": ("NVIDIA GeForce RTX 4090", 24564, 32768, "8.9", "10de:2684", 4, 450, 150, 600),
     "5090": ("NVIDIA GeForce RTX 5090", 32607, 32768, "12.0", "10de:2b85", 5, 575, 400, 600),
     "a6000": ("NVIDIA RTX A6000", 49140, 65536, "8.6", "10de:2230", 4, 300, 100, 300),
+    "5880": ("NVIDIA RTX 5880 Ada Generation", 49140, 65536, "8.9", "10de:26b3", 4, 285, 100, 285),
+    "a40": ("NVIDIA A40", 46068, 65536, "8.6", "10de:2235", 4, 300, 100, 300),
     "pro6000": ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, 131072, "12.0", "10de:2bb1", 5, 600, 150, 600),
     "pro6000s": ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, 131072, "12.0", "10de:2bb5", 5, 600, 300, 600),
 }
@@ -186,15 +289,21 @@ MODELS = {
 
 def gpu(model, path, node, *, width=16, slot_gen=None, slot_width=16, driver="nvidia", now=1, vbios="redacted"):
     name, mib, bar1, capability, ids, gen, default, low, high = MODELS[model]
-    mig = {"pro6000": "false", "pro6000s": "false"}.get(model, missing(UNSUPPORTED, "NVML: the requested operation is "
-                                                                       "not available on the target device"))
+    unsupported = missing(UNSUPPORTED, UNSUPPORTED_BY_NVML)
+    mig = {"pro6000": "false", "pro6000s": "false"}.get(model, unsupported)
     facts = [name, str(mib << 20), str(bar1 << 20), capability, vbios, str(default * 1000), str(default * 1000),
              str(low * 1000), str(high * 1000), str(now), str(width), str(min(gen, slot_gen or gen)),
              str(min(16, slot_width)), "8", "true", mig]
+    geforce = "GeForce" in name
+    state = {**AT_REST, **{fact: unsupported if geforce else value for fact, value in WITH_ECC.items()}}
+    state |= {fact: unsupported for fact in OTHER}
+    peer = "ok" if not geforce else "gpu_not_supported" if gen == 5 else "chipset_not_supported"
     return {
-        "class": "0x030200" if model == "pro6000s" else "0x030000",
+        "class": "0x030200" if model in ("pro6000s", "a40") else "0x030000",
         "ids": ids, "path": path, "node": node, "link": (now, gen, width, 16), "driver": driver,
-        "nvml": dict(zip(GPU_FACTS, facts)) if driver == "nvidia" else None,
+        "nvml": {**dict(zip(GPU_FACTS, facts)), **state} if driver == "nvidia" else None,
+        "peer": peer if driver == "nvidia" else None,
+        "resource": resource(bar1 << 20, 2 if gen == 5 else 1),
     }
 
 
@@ -219,7 +328,8 @@ def threadripper(source=None, model="3090", gen=4, **more):
     m = Machine(source or
                 "Four RTX 3090 on WRX80: addresses 01, 21, 41 and 61 from the lspci trees in noonghunna/club-3090 issue "
                 "1127, idle Gen1 x16 of Gen4 x16 from issue 1028, driver 595.71.05 from issue 688. Filled in: board and "
-                "CPU (a Threadripper PRO 3975WX on a Pro WS WRX80E-SAGE SE WIFI), performance governor, iommu=pt.")
+                "CPU (a Threadripper PRO 3975WX on a Pro WS WRX80E-SAGE SE WIFI), performance governor, iommu=pt, no ACS "
+                "redirect, Resizable BAR.")
     host(m, vendor="ASUS", product="System Product Name", board_vendor="ASUSTeK COMPUTER INC.",
          board="Pro WS WRX80E-SAGE SE WIFI", bios=("1303", "08/08/2024"), os="Ubuntu 24.04.2 LTS",
          kernel="6.8.0-51-generic", cmdline="BOOT_IMAGE=redacted root=redacted ro iommu=pt", memory_kib=263834112)
@@ -258,6 +368,8 @@ def desktop(model="5090", drivers=("nvidia", "nvidia")):
     pci(m, bridges=bridges, gpus=gpus, others=others, iommu=(["ivhd0"], "DMA-FQ", 32))
     held = "nvidia" in drivers
     driver(m, *(("595.71.05", "13.2", True) if held else ()))
+    for address in bridges:
+        m.config(address, acs=0x1d)  # what the kernel sets where the IOMMU is on
     return m
 
 
@@ -299,6 +411,8 @@ def server():
     others = {"0000:00:00.0": "0x060000", "0000:02:00.0": "0x060400", "0000:e1:00.0": "0x010802"}
     pci(m, bridges=bridges, gpus=gpus, others=others, iommu=([], None, 0))
     driver(m, "595.58.03", "13.2", True)
+    for address in m.functions:  # the firmware keeps the errors there: no AER for the kernel
+        m.aer(address, None, None, None)
     return m
 
 
@@ -323,7 +437,7 @@ def chipset():
                "0000:00:03.2": port("1022:1483", -1, 4, 8)}
     others = {"0000:00:00.0": "0x060000", "0000:01:00.0": "0x010802", "0000:04:00.0": "0x020000"}
     pci(m, bridges=bridges, gpus=gpus, others=others, iommu=(["ivhd0"], "identity", 30))
-    driver(m, "595.58.03", "13.2")
+    driver(m, "595.58.03", "13.2", True)
     return m
 
 
@@ -337,6 +451,7 @@ def chipset_uplink():
     for key in list(m.answers):
         if "05:00.0" in key[0] or "0b:00.0" in key[0] or "0c:00.0" in key[0] or "0000:03" in key[0]:
             del m.answers[key]
+    m.functions.clear()
     chain = "pci0000:00/0000:00:01.2/0000:02:00.0/0000:03:08.0"
     gpus = {"0000:05:00.0": gpu("4090", chain, -1, width=8, slot_width=8),
             "0000:0b:00.0": gpu("4090", "pci0000:00/0000:00:03.1", -1, width=16)}
@@ -358,6 +473,9 @@ def unprivileged():
             path = ask.get("file", "")
             text = f"{path}: Permission denied (os error 13)" if path else "NVML: the current user does not have permission"
             m.answers[key] = (ask, phase, missing(DENIED, text))
+    settings(m, root=False)
+    for address in m.functions:
+        m.config(address, shown=64)
     return m
 
 
@@ -385,6 +503,8 @@ def container():
                      limits={"shm": 64 << 20, "marks": ("/.dockerenv",), "memlock": "8388608",
                              "quotas": ("800000 100000",)})
     m.file("/etc/os-release", 'PRETTY_NAME="Ubuntu 24.04.1 LTS"\nID=ubuntu')
+    for address in m.functions:  # root in a container lacks CAP_SYS_ADMIN
+        m.config(address, shown=64)
     return m
 
 
@@ -393,6 +513,7 @@ def slow_under_load():
                      "pull request 88. Board and CPU of the WRX80 workstation with Gen5 slots instead. Constructed.",
                      model="pro6000", gen=5)
     m.file("/sys/class/dmi/id/board_name", "Pro WS WRX90E-SAGE SE")
+    driver(m, "595.71.05", "13.2", True)
     for root, bus in [("00", "01"), ("20", "21"), ("40", "41"), ("60", "61")]:
         rate = "5.0 GT/s PCIe" if bus == "41" else "32.0 GT/s PCIe"
         for address in (f"0000:{root}:01.1", f"0000:{bus}:00.0"):
@@ -426,6 +547,284 @@ def vm_passthrough():
     bridges = {f"0000:00:1c.{slot}": ("1b36:000c", -1, (1, 4, 8, 32)) for slot in (0, 1)}
     pci(m, bridges=bridges, gpus=gpus, others={"0000:00:00.0": "0x060000"}, iommu=([], None, 0))
     driver(m, "595.71.05", "13.2")
+    for address in m.functions:
+        m.config(address, acs=None)
+        m.aer(address, None, None, None)
+    return m
+
+
+def workstation(source, model="pro6000", gen=5, slot_gen=None, **more):
+    """Two cards on two root complexes of a Threadripper PRO: what is not said is in order."""
+    m = Machine(source)
+    host(m, vendor="ASUS", product="System Product Name", board_vendor="ASUSTeK COMPUTER INC.",
+         board="Pro WS WRX90E-SAGE SE", bios=("1203", "07/18/2025"), os="Ubuntu 24.04.3 LTS", kernel="6.14.0-37-generic",
+         cmdline=more.get("cmdline", "BOOT_IMAGE=redacted root=redacted ro iommu=pt"), memory_kib=263834112)
+    cpu(m, model=more.get("cpu", "AMD Ryzen Threadripper PRO 7975WX 32-Cores"), nodes={0: (range(64), 263834112)},
+        siblings=smt(32, 32), sockets={0: set(range(64))}, vm=more.get("vm", False),
+        governor=more.get("governor", "performance"), allowed=more.get("allowed"))
+    limits(m, shm=128825 << 20, marks=more.get("marks", ()), memlock=more.get("memlock", "unlimited"))
+    models = model if isinstance(model, tuple) else (model, model)
+    places = [("01", "0000:00"), ("e1", "0000:e0")]
+    gpus = {f"0000:{bus}:00.0": gpu(one, f"pci{root}/{root}:01.1", 0, slot_gen=slot_gen or gen,
+                                    driver=more.get("driver", "nvidia"))
+            for one, (bus, root) in zip(models, places)}
+    bridges = {f"{root}:01.1": port("1022:14ab", 0, slot_gen or gen, 16) for _, root in places}
+    others = {"0000:00:00.0": "0x060000", "0000:02:00.0": "0x010802"}
+    others |= {f"0000:{bus}:00.1": "0x040300" for bus, _ in places}
+    pci(m, bridges=bridges, gpus=gpus, others=others, iommu=(["ivhd0", "ivhd1"], "identity", 60))
+    driver(m, "595.58.03", "13.2", True)
+    return m
+
+
+FIRST, SECOND = "0000:01:00.0", "0000:e1:00.0"
+PORTS = ("0000:00:01.1", "0000:e0:01.1")
+
+
+def idle_gen1():
+    return workstation("Two RTX PRO 6000 that idle at Gen1 x16 of Gen5 x16, as voipmonitor/rtx6kpro 29f3863, logs/asus-report, "
+                       "shows all eight (LnkSta 2.5GT/s, downgraded): in order. Board and CPU of a WRX90 workstation. "
+                       "Constructed.")
+
+
+def switch():
+    m = Machine("Four RTX PRO 6000 Server below one PEX890xx: one quarter of the tree of voipmonitor/rtx6kpro 29f3863, "
+                "logs/asus-report, with four cards below the switch as in its collapse report. ACSCtl SrcValid+ UpstreamFwd+ "
+                "as there. Constructed.")
+    host(m, vendor="ASUSTeK COMPUTER INC.", product="ESC8000A-E13P", board_vendor="ASUSTeK COMPUTER INC.",
+         board="K15PG-D24 Series", bios=("1104", "10/23/2025"), os="Ubuntu 24.04.3 LTS", kernel="6.17.0-20-generic",
+         cmdline="BOOT_IMAGE=redacted root=redacted ro amd_iommu=off iommu=off", memory_kib=792244224)
+    cpu(m, model="AMD EPYC 9575F 64-Core Processor", nodes={0: (range(128), 792244224)}, siblings=smt(64, 64),
+        sockets={0: set(range(128))})
+    limits(m, shm=386836 << 20)
+    bridges = {"0000:00:01.1": port("1022:153e", 0, 5, 16, now=5), "0000:01:00.0": port("1000:c030", 0, 5, 16, now=5)}
+    gpus = {}
+    for slot, bus in {"01": "03", "02": "04", "03": "05", "04": "06"}.items():
+        bridges[f"0000:02:{slot}.0"] = port("1000:c030", 0, 5, 16)
+        path = f"pci0000:00/0000:00:01.1/0000:01:00.0/0000:02:{slot}.0"
+        gpus[f"0000:{bus}:00.0"] = gpu("pro6000s", path, 0, vbios="98.02.67.00.0A")
+    pci(m, bridges=bridges, gpus=gpus, others={"0000:00:00.0": "0x060000"}, iommu=([], None, 0))
+    driver(m, "595.58.03", "13.2", True)
+    return m
+
+
+def riser():
+    return workstation("Two RTX A6000 on Gen3 risers, for which both slots are set to Gen3 in the "
+                       "BIOS: the remedy of janhq/jan issue 183 and open-mpi/hwloc issue 653. Constructed.",
+                       model="a6000", gen=4, slot_gen=3)
+
+
+def bad_riser():
+    m = workstation("Two RTX PRO 6000, one on a riser that damages packets: the counters of NVIDIA/DCGM's PCIe plug-in and of "
+                    "the kernel's AER documentation, at rates above DCGM's limits. Constructed.")
+    settings(m, uptime="7260.55")
+    m.aer(FIRST, correctable=18240, nonfatal=3)
+    m.aer(PORTS[0], correctable=20011, nonfatal=1, fatal=1)
+    m.fact(FIRST, pcie_replays="4711")
+    return m
+
+
+def acs_redirect():
+    m = workstation("Two RTX 5880 Ada whose all-reduce hangs: NVIDIA/nccl issue 2079 (AMD GPP bridges, ACSCtl 0x001d, PHB). "
+                    "Filled in: the rest.", model="5880", gen=4)
+    for address in PORTS:
+        m.config(address, acs=0x1d)
+    return m
+
+
+def small_bar():
+    m = workstation("Two RTX 4090 with a BAR1 of 256 MiB, read without root: linuxhw/LsPCI, Pro WS WRX80E-SAGE SE WIFI II, "
+                    "03CC0346A0DA, ALMA-8.9 (capabilities denied, region 1 of 256M). Filled in: the second card and the rest.",
+                    model="4090", gen=4)
+    settings(m, root=False)
+    for address in m.functions:
+        m.config(address, shown=64)
+    for address in m.gpus():
+        m.file(f"{SYS}/{address}/resource", resource(256 << 20))
+        m.fact(address, bar1_bytes=str(256 << 20))
+    return m
+
+
+def lost_gpu():
+    m = threadripper("The four-GPU workstation after one card fell off the bus (every bit of its configuration space is set, "
+                     "NVML says that it is lost) and another could not be initialised (RmInitAdapter failed): Xid 79 of NVIDIA's "
+                     "Xid documentation. Constructed.")
+    m.config("0000:41:00.0", lost=True)
+    for name, value in [("current_link_speed", "Unknown"), ("current_link_width", "63"), ("max_link_speed", "Unknown"),
+                        ("max_link_width", "63")]:
+        m.file(f"{SYS}/0000:41:00.0/{name}", value)
+    said = {"0000:41:00.0": "NVML: the GPU has fallen off the bus or has otherwise become inaccessible",
+            "0000:61:00.0": "NVML: an unknown error occurred"}
+    for key, (ask, phase, answer) in list(m.answers.items()):
+        about = ask.get("gpu", {}).get("at"), ask.get("peer", {}).get("from"), ask.get("peer", {}).get("to")
+        for address, text in said.items():
+            if address in about:
+                m.answers[key] = (ask, phase, missing("garbled", text))
+    return m
+
+
+def mig_on():
+    m = workstation("Two RTX PRO 6000 Server in MIG mode: NVIDIA/nccl issue 1716 (slices of one GPU exchange through shared "
+                    "memory) and NVIDIA's MIG User Guide (no peer access). Constructed.", model="pro6000s")
+    for address in m.gpus():
+        m.fact(address, mig="true")
+    for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
+        m.peer(a, b, "not_supported")
+    return m
+
+
+def mixed():
+    m = workstation("Cards of two generations in one machine, RTX 5090 and RTX A6000: aikitoria/open-gpu-kernel-modules issue 1 "
+                    "and pull request 5 (4090, 5090, A6000 and 3090 together). Filled in: the rest.", model=("5090", "a6000"))
+    for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
+        m.peer(a, b, "gpu_not_supported")
+    return m
+
+
+def vm_no_p2p():
+    m = workstation("A cloud guest with two RTX PRO 6000 and no peer access: CNS as `nvidia-smi topo -p2p` shows it in guests "
+                    "(NVIDIA/nccl issue 1127, the 4x4090 cloud report of 2026-01), a virtual topology as Azure and others bring "
+                    "it. QEMU's root ports claim Gen4 x32. Constructed.", vm=True, governor=None, cpu="AMD EPYC-Genoa Processor")
+    settings(m, virtual=True)
+    for key, value in [("sys_vendor", "QEMU"), ("product_name", "Standard PC (Q35 + ICH9, 2009)"),
+                       ("board_vendor", ABSENT), ("board_name", ABSENT), ("bios_version", "4.2025.02-3"),
+                       ("bios_date", "04/03/2025")]:
+        m.file(f"/sys/class/dmi/id/{key}", value)
+    for address in m.functions:
+        m.config(address, acs=None)
+        m.aer(address, None, None, None)
+    for address in PORTS:
+        m.file(f"{SYS}/{address}/vendor", "0x1b36")
+        m.file(f"{SYS}/{address}/device", "0x000c")
+        m.file(f"{SYS}/{address}/max_link_speed", "16.0 GT/s PCIe")
+        m.file(f"{SYS}/{address}/max_link_width", "32")
+    for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
+        m.peer(a, b, "chipset_not_supported")
+    return m
+
+
+def worn_memory():
+    m = workstation("Two RTX A6000 with worn memory: the counters and words of NVIDIA's GPU Memory Error Management. "
+                    "Constructed.", model="a6000", gen=4)
+    m.fact(FIRST, ecc_uncorrected="2", rows_uncorrected="3", rows_failed="true")
+    m.fact(SECOND, ecc="false", ecc_next="true", rows_corrected="1", rows_pending="true")
+    return m
+
+
+def hot_and_hungry():
+    m = workstation("Two RTX PRO 6000, one of which the supply makes brake while the other is too hot: the bits of "
+                    "nvmlClocksEventReasons; they combine, which huggingface/gpu-fryer overlooked. Constructed.")
+    m.fact(FIRST, throttle=str(0x80 | 0x8))
+    m.fact(SECOND, throttle=str(0x40 | 0x20 | 0x8))
+    return m
+
+
+def set_by_hand():
+    m = workstation("Two RTX A6000 that others have set to their liking: compute modes, power limits, clocks, persistence, "
+                    "/etc/nccl.conf with LL128 as in NVIDIA/nccl issue 281, a display, somebody's process. Constructed.",
+                    model="a6000", gen=4, cmdline="BOOT_IMAGE=redacted root=redacted ro iommu=pt pcie_acs_override=downstream")
+    settings(m, conf="# tuned\nNCCL_PROTO=LL,LL128,Simple\nNCCL_P2P_LEVEL=SYS")
+    m.fact(FIRST, compute_mode="prohibited", power_limit_mw="250000", throttle=str(0x2), vbios="94.02.5C.00.03")
+    m.fact(SECOND, compute_mode="exclusive_process", compute_processes="1", display_active="true", persistence="false",
+           vbios="94.02.6D.00.0A")
+    for key, value in [("read", "disabled_by_registry"), ("write", "disabled_by_registry"), ("atomics", "not_supported")]:
+        m.peer(FIRST, SECOND, value, [key])
+    return m
+
+
+def odd_links():
+    m = workstation("Two RTX PRO 6000 whose links are set oddly: ASPM as in local-inference-lab/rtx6kpro (surprise link down), "
+                    "packet sizes as `lspci -vv` shows them on boards that leave them alone. Constructed.")
+    m.config(PORTS[0], payload=128, aspm=2)
+    m.config(FIRST, aspm=2, request=128)
+    m.config(PORTS[1], payload=128)
+    m.config(SECOND, payload=128)
+    return m
+
+
+def driver_mismatch():
+    m = workstation("A workstation after its driver was updated and before it was restarted: NVML error 18, as every user of "
+                    "unattended upgrades meets it. Constructed.", driver="nvidia")
+    said = missing("garbled", "NVML: a driver/library version mismatch was detected")
+    for key, (ask, phase, answer) in list(m.answers.items()):
+        if {"gpu", "peer", "driver"} & ask.keys():
+            m.answers[key] = (ask, phase, said)
+    return m
+
+
+def container_without_library():
+    m = workstation("A container on the workstation without NVIDIA's runtime, on one core: NVIDIA Container "
+                    "Toolkit documentation. Constructed.", marks=("/.dockerenv",), memlock="8388608", allowed=[5, 37])
+    for key, (ask, phase, answer) in list(m.answers.items()):
+        if {"gpu", "peer", "driver"} & ask.keys():
+            m.answers[key] = (ask, phase, missing(ABSENT, NO_LIBRARY))
+    for address in m.functions:
+        m.config(address, shown=64)
+    return m
+
+
+def container_one_gpu():
+    m = workstation("A container that was given one of two RTX PRO 6000 (`--gpus device=0`): NVIDIA Container Toolkit "
+                    "documentation. NVML does not find the other. Constructed.", marks=("/.dockerenv",))
+    for key, (ask, phase, answer) in list(m.answers.items()):
+        about = ask.get("gpu", {}).get("at"), ask.get("peer", {}).get("from"), ask.get("peer", {}).get("to")
+        if SECOND in about:
+            m.answers[key] = (ask, phase, missing(ABSENT, "NVML: the requested object was not found"))
+    for address in m.functions:
+        m.config(address, shown=64)
+    return m
+
+
+def closed_module():
+    m = workstation("Two RTX 5090 with the proprietary kernel module, which does not take Blackwell: NVIDIA driver README, Open "
+                    "Linux Kernel Modules. Constructed.", model="5090", driver=None)
+    m.file("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Release Build")
+    absent = missing(ABSENT, "NVML: the NVIDIA driver is not loaded")
+    m.put({"driver": "version"}, absent)
+    m.put({"driver": "cuda"}, absent)
+    return m
+
+
+def nvlink():
+    m = workstation("Two RTX 3090 under an NVLink bridge of which one link of four is down: NVIDIA/DCGM issue 198 (passes with "
+                    "NVLinks down); a 3090 has four. Filled in: the rest.", model="3090", gen=4)
+    for address in m.gpus():
+        m.fact(address, nvlinks_up="3", nvlinks_down="1")
+    for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
+        m.peer(a, b, "ok", ["read", "write", "atomics", "nvlink"])
+    return m
+
+
+def split_socket():
+    m = Machine("Four A40 on one EPYC 7302 set to four NUMA nodes per socket, with the memory channels of one node empty: "
+                "NVIDIA/nccl-tests issue 74 (A40, EPYC 7302, NPS below 4) and NVIDIA/nccl issues 1285 and 1639 (memory). Filled "
+                "in: the rest.")
+    host(m, vendor="Supermicro", product="AS -4124GS-TNR", board_vendor="Supermicro", board="H12DSG-O-CPU",
+         bios=("2.4", "12/27/2021"), os="Ubuntu 22.04.4 LTS", kernel="5.15.0-105-generic",
+         cmdline="BOOT_IMAGE=redacted root=redacted ro iommu=pt", memory_kib=98304000)
+    settings(m, balancing="1")
+    nodes = {node: (list(range(4 * node, 4 * node + 4)) + list(range(16 + 4 * node, 20 + 4 * node)),
+                    0 if node == 3 else 32768000) for node in range(4)}
+    cpu(m, model="AMD EPYC 7302 16-Core Processor", nodes=nodes, siblings=smt(16, 16), sockets={0: set(range(32))},
+        allowed=[*range(12), *range(16, 28)])
+    limits(m, shm=48000 << 20)
+    roots = {"01": ("0000:00", 0), "41": ("0000:40", 1), "81": ("0000:80", 2), "c1": ("0000:c0", 3)}
+    gpus = {f"0000:{bus}:00.0": gpu("a40", f"pci{root}/{root}:01.1", node) for bus, (root, node) in roots.items()}
+    bridges = {f"{root}:01.1": port("1022:1483", node, 4, 16) for root, node in roots.values()}
+    pci(m, bridges=bridges, gpus=gpus, others={"0000:00:00.0": "0x060000"}, iommu=(["ivhd0"], "identity", 60))
+    driver(m, "550.90.07", "12.4")
+    return m
+
+
+def numa_off():
+    m = numa_unknown()
+    m.source = ("The two-socket server of NVIDIA/nccl issue 814 with numa=off on its kernel's command line, which gives the flat "
+                "tree and numaid -1 of that report. Constructed.")
+    m.file("/proc/cmdline", "BOOT_IMAGE=redacted root=redacted ro numa=off")
+    m.file("/sys/devices/system/node/online", "0")
+    folder = "/sys/devices/system/node/node0"
+    m.file(f"{folder}/cpulist", "0-255")
+    m.file(f"{folder}/meminfo", "Node 0 MemTotal:       527937536 kB")
+    m.file(f"{folder}/distance", "10")
     return m
 
 
@@ -434,6 +833,12 @@ MACHINES = {
     "chipset-x4": chipset, "chipset-uplink": chipset_uplink, "unprivileged": unprivileged,
     "numa-unknown": numa_unknown, "no-driver": no_driver, "container-64m": container,
     "slow-under-load": slow_under_load, "narrow-link": narrow_link, "vm-passthrough": vm_passthrough,
+    "idle-gen1": idle_gen1, "switch-4gpu": switch, "riser-gen3": riser, "bad-riser": bad_riser,
+    "acs-redirect": acs_redirect, "bar-256m": small_bar, "lost-gpu": lost_gpu, "mig-on": mig_on, "mixed-cards": mixed,
+    "vm-no-p2p": vm_no_p2p, "worn-memory": worn_memory, "hot-and-hungry": hot_and_hungry, "set-by-hand": set_by_hand,
+    "odd-links": odd_links, "driver-mismatch": driver_mismatch, "container-no-library": container_without_library,
+    "container-one-gpu": container_one_gpu, "closed-module": closed_module, "nvlink-bridge": nvlink,
+    "split-socket": split_socket, "numa-off": numa_off,
 }
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
 //! Rules about sockets, NUMA nodes, isolation, limits and virtualisation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::topology::{Gpu, IommuDomain, Limit, Topology};
+use crate::topology::{ContainerKind, CpuSet, Gpu, IommuDomain, Limit, NumaNode, Topology, Why};
 use crate::units::Bytes;
 
-use super::Breach;
+use super::{Breach, addresses};
 
 /// What Docker gives a container that asks for nothing else.
 const SHM_SMALL: Bytes = Bytes(64 << 20);
-
-fn addresses<'a>(gpus: impl IntoIterator<Item = &'a Gpu>) -> Vec<String> {
-    gpus.into_iter().map(|gpu| gpu.address.to_string()).collect()
-}
 
 /// A breach that is about the whole machine.
 fn of_machine(seen: String, expected: String) -> Vec<Breach> {
@@ -105,6 +101,190 @@ pub(super) fn virtual_machine(topology: &Topology) -> Vec<Breach> {
             let by = if product.is_empty() { String::new() } else { format!(" ({})", product.join(" ")) };
             of_machine(format!("the CPU flag `hypervisor` is set{by}"), "bare metal".to_owned())
         }
+        _ => Vec::new(),
+    }
+}
+
+/// The NUMA node of a GPU, where the machine lists it.
+fn node_of<'a>(topology: &'a Topology, gpu: &Gpu) -> Option<&'a NumaNode> {
+    topology.nodes().iter().find(|node| gpu.numa_node == Ok(node.node))
+}
+
+pub(super) fn across_nodes(topology: &Topology) -> Vec<Breach> {
+    let mut sockets: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for node in topology.nvidia_gpus().filter_map(|gpu| node_of(topology, gpu)) {
+        let cpu = node.cpus.as_ref().ok().and_then(|cpus| cpus.cpus().first());
+        if let Some(socket) = cpu.and_then(|cpu| topology.socket_of_cpu(*cpu)) {
+            sockets.entry(socket).or_default().insert(node.node);
+        }
+    }
+    let split = sockets.into_iter().filter(|(_, nodes)| 1 < nodes.len());
+    let breach = |(socket, nodes): (u32, BTreeSet<u32>)| Breach {
+        addresses: addresses(
+            topology.nvidia_gpus().filter(|gpu| gpu.numa_node.as_ref().is_ok_and(|node| nodes.contains(node))),
+        ),
+        seen: format!("socket {socket} is split: its GPUs are on {} NUMA nodes", nodes.len()),
+        expected: "one NUMA node per socket, so that NCCL counts no crossing between them".to_owned(),
+    };
+    split.map(breach).collect()
+}
+
+pub(super) fn node_without_memory(topology: &Topology) -> Vec<Breach> {
+    let empty = |gpu: &&Gpu| node_of(topology, gpu).is_some_and(|node| node.memory_bytes == Ok(Bytes(0)));
+    let gpus: Vec<&Gpu> = topology.nvidia_gpus().filter(empty).collect();
+    if gpus.is_empty() {
+        return Vec::new();
+    }
+    vec![Breach {
+        addresses: addresses(gpus),
+        seen: "the NUMA node of these GPUs has no memory (MemTotal 0)".to_owned(),
+        expected: "memory at the node of each GPU: what a GPU sends through the host would cross nodes".to_owned(),
+    }]
+}
+
+pub(super) fn memory_uneven(topology: &Topology) -> Vec<Breach> {
+    let with_cpus = topology.nodes().iter().filter(|node| node.cpus.as_ref().is_ok_and(|cpus| !cpus.is_empty()));
+    let sizes: Option<Vec<u64>> = with_cpus.map(|node| node.memory_bytes.as_ref().ok().map(|bytes| bytes.0)).collect();
+    let sizes = sizes.unwrap_or_default();
+    match (sizes.iter().min(), sizes.iter().max()) {
+        // A tenth is more than what firmware keeps for itself at one node.
+        (Some(least), Some(most)) if topology.has_nvidia_gpu() && *least < most - most / 10 => of_machine(
+            format!("NUMA nodes hold from {} to {}", Bytes(*least), Bytes(*most)),
+            "the same at every node, with each memory channel populated".to_owned(),
+        ),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn numa_balancing(topology: &Topology) -> Vec<Breach> {
+    match topology.settings.numa_balancing {
+        Ok(true) if topology.has_nvidia_gpu() && 1 < topology.nodes().len() => of_machine(
+            "the kernel moves memory between NUMA nodes (/proc/sys/kernel/numa_balancing)".to_owned(),
+            "0 while a machine is measured: moving pages stops what uses them".to_owned(),
+        ),
+        _ => Vec::new(),
+    }
+}
+
+/// True when the kernel was started with this parameter, or with one that begins so where it ends in `=`.
+fn started_with(topology: &Topology, parameter: &str) -> bool {
+    let matches = |word: &str| if parameter.ends_with('=') { word.starts_with(parameter) } else { word == parameter };
+    topology.system.command_line.as_ref().is_ok_and(|line| line.split_whitespace().any(matches))
+}
+
+pub(super) fn numa_off(topology: &Topology) -> Vec<Breach> {
+    let sockets = topology.cpu.sockets.as_ref().map_or(0, Vec::len);
+    match started_with(topology, "numa=off") && 1 < sockets && topology.has_nvidia_gpu() {
+        true => of_machine(
+            format!("the kernel was started with numa=off on a machine of {sockets} sockets"),
+            "NUMA nodes, so that ranks and their memory can be put beside their GPU".to_owned(),
+        ),
+        false => Vec::new(),
+    }
+}
+
+pub(super) fn acs_override(topology: &Topology) -> Vec<Breach> {
+    match started_with(topology, "pcie_acs_override=") && topology.has_nvidia_gpu() {
+        true => of_machine(
+            "the kernel was started with pcie_acs_override=".to_owned(),
+            "a kernel without that patch: it claims isolation that is not there, and helps no transfer".to_owned(),
+        ),
+        false => Vec::new(),
+    }
+}
+
+pub(super) fn cpus_far(topology: &Topology) -> Vec<Breach> {
+    let Ok(allowed) = &topology.cpu.allowed else { return Vec::new() };
+    let far = |gpu: &&Gpu| match node_of(topology, gpu).map(|node| &node.cpus) {
+        Some(Ok(cpus)) if !cpus.is_empty() => !cpus.cpus().iter().any(|cpu| allowed.contains(*cpu)),
+        _ => false,
+    };
+    let gpus: Vec<&Gpu> = topology.nvidia_gpus().filter(far).collect();
+    if gpus.is_empty() {
+        return Vec::new();
+    }
+    vec![Breach {
+        addresses: addresses(gpus),
+        seen: format!("this process may run on CPUs {allowed}, none of them at the NUMA node of these GPUs"),
+        expected: "some CPUs beside each GPU".to_owned(),
+    }]
+}
+
+pub(super) fn cpus_few(topology: &Topology) -> Vec<Breach> {
+    let (cores, gpus) = (topology.cores().len(), topology.nvidia_gpus().count());
+    // A process that may run on half a core only has no whole one; that is another matter.
+    let allowed = topology.cpu.allowed.as_ref().map_or(0, CpuSet::len);
+    match 0 < cores && cores < gpus && 0 < allowed {
+        true => of_machine(
+            format!("{cores} core(s) for {gpus} GPUs"),
+            "a core of its own for the process of each GPU".to_owned(),
+        ),
+        false => Vec::new(),
+    }
+}
+
+pub(super) fn memlock_small(topology: &Topology) -> Vec<Breach> {
+    match (&topology.container.memlock_bytes, &topology.container.kind) {
+        (Ok(Limit::AtMost(most)), Ok(kind)) if *kind != ContainerKind::None && 1 < topology.nvidia_gpus().count() => {
+            of_machine(
+                format!("a process in this container may lock {most} in memory"),
+                "unlimited (NVIDIA, container documentation: `--ulimit memlock=-1`)".to_owned(),
+            )
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The settings of `/etc/nccl.conf`, on a machine that they matter to.
+fn nccl_settings(topology: &Topology) -> &[String] {
+    match &topology.settings.nccl_conf {
+        Ok(settings) if topology.has_nvidia_gpu() => settings,
+        _ => &[],
+    }
+}
+
+pub(super) fn nccl_conf(topology: &Topology) -> Vec<Breach> {
+    match nccl_settings(topology) {
+        [] => Vec::new(),
+        settings => of_machine(
+            format!("/etc/nccl.conf sets {}", settings.join(", ")),
+            "no file, for a run of NCCL's defaults: it counts for every program on this machine".to_owned(),
+        ),
+    }
+}
+
+pub(super) fn ll128_forced(topology: &Topology) -> Vec<Breach> {
+    let forced = |setting: &&String| match setting.split_once('=') {
+        Some(("NCCL_PROTO", value)) => !value.starts_with('^') && value.to_ascii_uppercase().contains("LL128"),
+        _ => false,
+    };
+    let setting = nccl_settings(topology).iter().find(forced);
+    let breach = |setting: &String| {
+        of_machine(
+            format!("/etc/nccl.conf sets {setting}"),
+            "NCCL's own choice, which never takes LL128 over PCIe (NCCL documentation, NCCL_PROTO)".to_owned(),
+        )
+    };
+    setting.map(breach).unwrap_or_default()
+}
+
+pub(super) fn virtual_topology(topology: &Topology) -> Vec<Breach> {
+    match topology.settings.virtual_topology {
+        Ok(true) => of_machine(
+            "NCCL reads /run/nvidia-topologyd/virtualTopology.xml".to_owned(),
+            "no such file: NCCL looks at the machine itself (NCCL documentation, NCCL_TOPO_FILE)".to_owned(),
+        ),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn never_asked(topology: &Topology) -> Vec<Breach> {
+    match &topology.settings.root {
+        Err(missing) if missing.why == Why::NotAsked && topology.has_nvidia_gpu() => of_machine(
+            "an older version wrote this: error counters, ACS, peer access and the state of the GPUs are unknown"
+                .to_owned(),
+            "every fact that this version asks for".to_owned(),
+        ),
         _ => Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use crate::topology::{Bridge, Gpu, Hop, PciAddress, Phase, Topology, Why};
 use super::Breach;
 
 /// The links above a GPU, outermost first; none in a virtual machine, whose ports offer what the hypervisor made up.
-fn judged_hops<'a>(topology: &'a Topology, gpu: &'a Gpu) -> Vec<Hop<'a>> {
+pub(super) fn judged_hops<'a>(topology: &'a Topology, gpu: &'a Gpu) -> Vec<Hop<'a>> {
     match topology.system.virtual_machine {
         Ok(true) => Vec::new(),
         _ => topology.hops(gpu),
@@ -15,7 +15,7 @@ fn judged_hops<'a>(topology: &'a Topology, gpu: &'a Gpu) -> Vec<Hop<'a>> {
 }
 
 /// Every link above every NVIDIA GPU, each once.
-fn nvidia_hops(topology: &Topology) -> BTreeMap<PciAddress, (Hop<'_>, Vec<&Gpu>)> {
+pub(super) fn nvidia_hops(topology: &Topology) -> BTreeMap<PciAddress, (Hop<'_>, Vec<&Gpu>)> {
     let mut hops: BTreeMap<PciAddress, (Hop<'_>, Vec<&Gpu>)> = BTreeMap::new();
     for gpu in topology.nvidia_gpus() {
         for hop in judged_hops(topology, gpu) {
@@ -33,7 +33,7 @@ fn addresses(hop: &Hop<'_>, gpus: &[&Gpu]) -> Vec<String> {
 }
 
 /// What people call the device at `address`.
-fn named(topology: &Topology, address: PciAddress) -> String {
+pub(super) fn named(topology: &Topology, address: PciAddress) -> String {
     let bridge = || topology.bridge(address).and_then(|bridge| bridge.id.as_ref().ok()).and_then(|id| id.name());
     match topology.gpu(address) {
         Some(gpu) => format!("{} at {address}", gpu.name()),

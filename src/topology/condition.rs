@@ -1,0 +1,158 @@
+//! The state that a GPU is in, and what the driver lets one GPU do to another.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Fact, Missing, PciAddress, Reading, ThrottleReasons};
+
+/// What the NVIDIA driver says about the state that one GPU is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GpuCondition {
+    /// Why its clocks are held, at the moment of asking.
+    #[serde(with = "Fact::<ThrottleReasons>")]
+    pub throttle: Reading<ThrottleReasons>,
+    /// True when errors of its memory are corrected (ECC).
+    #[serde(with = "Fact::<bool>")]
+    pub ecc: Reading<bool>,
+    /// True when they will be after the next restart.
+    #[serde(with = "Fact::<bool>")]
+    pub ecc_next: Reading<bool>,
+    /// Memory errors that could not be corrected, since the driver was loaded.
+    #[serde(with = "Fact::<u64>")]
+    pub ecc_uncorrected: Reading<u64>,
+    /// Memory rows replaced after errors that were corrected.
+    #[serde(with = "Fact::<u64>")]
+    pub rows_corrected: Reading<u64>,
+    /// Memory rows replaced after errors that were not.
+    #[serde(with = "Fact::<u64>")]
+    pub rows_uncorrected: Reading<u64>,
+    /// True when a row waits for the next reset to be replaced.
+    #[serde(with = "Fact::<bool>")]
+    pub rows_pending: Reading<bool>,
+    /// True when a row could not be replaced.
+    #[serde(with = "Fact::<bool>")]
+    pub rows_failed: Reading<bool>,
+    /// Who may compute on it.
+    #[serde(with = "Fact::<ComputeMode>")]
+    pub compute_mode: Reading<ComputeMode>,
+    /// Processes that compute on it.
+    #[serde(with = "Fact::<u32>")]
+    pub compute_processes: Reading<u32>,
+    /// True when it drives a display.
+    #[serde(with = "Fact::<bool>")]
+    pub display_active: Reading<bool>,
+    /// Packets that its link sent again since the driver was loaded.
+    #[serde(with = "Fact::<u32>")]
+    pub pcie_replays: Reading<u32>,
+    /// NVLinks that are up.
+    #[serde(with = "Fact::<u32>")]
+    pub nvlinks_up: Reading<u32>,
+    /// NVLinks that are down.
+    #[serde(with = "Fact::<u32>")]
+    pub nvlinks_down: Reading<u32>,
+}
+
+impl GpuCondition {
+    /// Of a file that is older than the questions.
+    #[must_use]
+    pub fn not_asked() -> Self {
+        let why = Missing::not_asked;
+        Self {
+            throttle: Err(why()),
+            ecc: Err(why()),
+            ecc_next: Err(why()),
+            ecc_uncorrected: Err(why()),
+            rows_corrected: Err(why()),
+            rows_uncorrected: Err(why()),
+            rows_pending: Err(why()),
+            rows_failed: Err(why()),
+            compute_mode: Err(why()),
+            compute_processes: Err(why()),
+            display_active: Err(why()),
+            pcie_replays: Err(why()),
+            nvlinks_up: Err(why()),
+            nvlinks_down: Err(why()),
+        }
+    }
+}
+
+/// Who may compute on a GPU (nvml.h, `nvmlComputeMode_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeMode {
+    /// Any number of processes.
+    Default,
+    /// One thread of one process; drivers no longer offer it.
+    ExclusiveThread,
+    /// One process.
+    ExclusiveProcess,
+    /// Nobody.
+    Prohibited,
+}
+
+/// What the driver grants one GPU to do to the memory of another. A grant is no proof that data arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PeerAccess {
+    /// The GPU that reads and writes.
+    pub from: PciAddress,
+    /// The GPU whose memory it is.
+    pub to: PciAddress,
+    /// To read it.
+    #[serde(with = "Fact::<PeerStatus>")]
+    pub read: Reading<PeerStatus>,
+    /// To write it.
+    #[serde(with = "Fact::<PeerStatus>")]
+    pub write: Reading<PeerStatus>,
+    /// To change it in one step that nothing can part.
+    #[serde(with = "Fact::<PeerStatus>")]
+    pub atomics: Reading<PeerStatus>,
+    /// Any of these over NVLink.
+    #[serde(with = "Fact::<PeerStatus>")]
+    pub nvlink: Reading<PeerStatus>,
+}
+
+/// Granted, or why not (nvml.h, `nvmlGpuP2PStatus_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerStatus {
+    /// Granted.
+    Ok,
+    /// The host bridges between them are not on the driver's list.
+    ChipsetNotSupported,
+    /// The driver does not offer it on this product.
+    GpuNotSupported,
+    /// They hang off different I/O hubs.
+    TopologyNotSupported,
+    /// A setting of the driver forbids it.
+    DisabledByRegistry,
+    /// Not supported, without a reason.
+    NotSupported,
+    /// The driver does not know.
+    Unknown,
+}
+
+impl PeerStatus {
+    /// The letters of `nvidia-smi topo -p2p`.
+    #[must_use]
+    pub fn letters(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::ChipsetNotSupported => "CNS",
+            Self::GpuNotSupported => "GNS",
+            Self::TopologyNotSupported => "TNS",
+            Self::DisabledByRegistry => "DR",
+            Self::NotSupported => "NS",
+            Self::Unknown => "U",
+        }
+    }
+}
+
+impl fmt::Display for PeerStatus {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.letters())
+    }
+}
