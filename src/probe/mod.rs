@@ -6,6 +6,7 @@ mod ask;
 mod capture;
 mod captured;
 mod host;
+pub mod import;
 mod live;
 mod pci;
 mod question;
@@ -60,6 +61,8 @@ pub fn probe(machine: &dyn Machine) -> Result<Topology, ProbeError> {
         gpus: tree.gpus,
         numa,
         pairs: Vec::new(),
+        peers: None,
+        nvlinks: None,
     };
     Ok(topology.derived())
 }

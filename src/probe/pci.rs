@@ -167,7 +167,7 @@ fn bridge(
 ) -> Result<Bridge, AskError> {
     let folder = format!("{DEVICES}/{address}");
     let (id, numa_node) = (id(machine, &folder)?, numa_node(machine, &folder, sole)?);
-    Ok(Bridge { address, root, parent, id, numa_node, link: link_end(machine, &folder)? })
+    Ok(Bridge { address, root: Ok(root), parent, id, numa_node, link: link_end(machine, &folder)? })
 }
 
 fn hexadecimal(text: &str, what: &str) -> Reading<u32> {

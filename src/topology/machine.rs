@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::Bytes;
 
-use super::{Bridge, CpuSet, Fact, Gpu, Pair, PciAddress, Reading};
+use super::{Bridge, CpuSet, Fact, Gpu, NvLink, Pair, PciAddress, Peer, Reading};
 
 /// The schema of `topology.yaml` that this version writes. A newer one is refused by name.
 pub const SCHEMA: u32 = 1;
@@ -50,6 +50,12 @@ pub struct Topology {
     /// a file may leave them out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<Pair>,
+    /// What the driver grants between GPUs, by ordered pair; none where nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<Peer>>,
+    /// NVLinks; none where nobody asked, empty where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvlinks: Option<Vec<NvLink>>,
 }
 
 /// What the firmware calls the machine.
@@ -119,6 +125,26 @@ pub struct Cpu {
     /// What drives the frequency: `acpi-cpufreq`, `amd-pstate-epp`, `intel_pstate`, …
     #[serde(with = "Fact::<String>")]
     pub frequency_driver: Reading<String>,
+    /// Architecture and, on x86, what CPUID says of the first processor; none where not all of it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<CpuSignature>,
+}
+
+/// What kind of processor it is, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CpuSignature {
+    /// `x86_64`, `arm64` or `ppc64`.
+    pub arch: String,
+    /// Vendor as CPUID spells it: `GenuineIntel`, `AuthenticAMD`, …; none on other architectures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vendor: Option<String>,
+    /// Family as Linux counts (base and extended family added): 23 is Zen 2, 25 Zen 3 and 4, 26 Zen 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<u32>,
+    /// Model as Linux counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<u32>,
 }
 
 /// One socket.

@@ -10,9 +10,14 @@ mod identity;
 mod link;
 mod machine;
 mod names;
+mod nccl_xml;
 mod paths;
+mod peer;
+mod place;
 mod reading;
 mod throttle;
+mod untold;
+mod xml;
 mod yaml;
 
 pub use address::{NotAnAddress, PciAddress};
@@ -21,9 +26,13 @@ pub use cpuset::{CpuSet, NotACpuSet};
 pub use gpu::{Bridge, ClassCode, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
 pub use link::{Generation, Hop, Lanes, LinkEnd, Narrowest, Phase, Width};
 pub use machine::{
-    Container, ContainerKind, Cpu, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA, Socket,
-    System, Topology,
+    Container, ContainerKind, Cpu, CpuSignature, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA,
+    Socket, System, Topology,
 };
+pub use nccl_xml::{from_nccl_xml, to_nccl_xml};
+pub use peer::{NvLink, Peer, PeerCapability, PeerStatus};
+pub use place::{WrongPlace, place_in};
 pub use reading::{Fact, Missing, Reading, Why};
 pub use throttle::ThrottleReasons;
-pub use yaml::{TopologyError, WrongYaml, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};
+pub use xml::{XML_BYTES_MAX, Xml, XmlNode};
+pub use yaml::{TopologyError, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};

@@ -36,6 +36,8 @@ pub enum Why {
     Unsupported,
     /// It was read and makes no sense.
     Garbled,
+    /// What was imported does not hold such facts, whatever the machine is like; the detail names its kind.
+    Untold,
 }
 
 impl Missing {
@@ -43,6 +45,18 @@ impl Missing {
     #[must_use]
     pub fn new(why: Why, detail: impl Into<String>) -> Self {
         Self { why, detail: detail.into() }
+    }
+
+    /// A fact that an imported file of this kind cannot hold: `nvidia-smi topo -m`, `lspci -vvv`, …
+    #[must_use]
+    pub fn untold(kind: &str) -> Self {
+        Self::new(Why::Untold, kind)
+    }
+
+    /// True where the imported file cannot hold the fact: nothing was seen that could be judged.
+    #[must_use]
+    pub fn is_untold(&self) -> bool {
+        self.why == Why::Untold
     }
 }
 
@@ -53,6 +67,7 @@ impl fmt::Display for Why {
             Self::Denied => "denied (needs root)",
             Self::Unsupported => "unsupported",
             Self::Garbled => "garbled",
+            Self::Untold => "not told",
         })
     }
 }
@@ -61,6 +76,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail.is_empty() {
             true => write!(out, "{}", self.why),
+            false if self.is_untold() => write!(out, "not in {}", self.detail),
             false => write!(out, "{}: {}", self.why, self.detail),
         }
     }
