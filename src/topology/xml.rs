@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use miette::{NamedSource, SourceSpan};
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::{WrongPlace, place_in};
@@ -59,16 +58,7 @@ impl<'a> Xml<'a> {
         let start: usize = self.text.split_inclusive('\n').take(before).map(str::len).sum();
         let columns = usize::try_from(column.saturating_sub(1)).unwrap_or(usize::MAX);
         let inside: usize = self.text[start..].chars().take(columns).map(char::len_utf8).sum();
-        let offset = (start + inside).min(self.text.len());
-        Box::new(WrongPlace {
-            file: self.file.to_owned(),
-            line,
-            column,
-            problem,
-            text: NamedSource::new(self.file, self.text.to_owned()),
-            at: SourceSpan::from((offset, 0)),
-            help: self.help,
-        })
+        Box::new(place_in(self.text, self.file, start + inside, problem, self.help))
     }
 
     /// The error for an element.
