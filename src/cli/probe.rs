@@ -2,18 +2,21 @@
 
 mod error;
 mod findings;
+mod peers;
 mod tables;
 mod tree;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
+use crate::probe::import::{Kind, import, not_a_text};
 use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, judge, probe};
-use crate::record::{Finding, Severity, read_text};
-use crate::topology::{Topology, YAML_BYTES_MAX, from_yaml};
+use crate::record::{Finding, RecordError, Severity, read_text, write_whole};
+use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml, to_nccl_xml};
 
 pub(super) use error::ProbeCommandError;
 pub(super) use tables::{plain_table, write as write_table};
@@ -28,10 +31,12 @@ use super::{Exit, Output};
   rigscale probe --from machine.jsonl --json
   rigscale probe -o reports/today
   rigscale probe --expect golden/topology.yaml
+  rigscale probe --from lspci.txt --nccl-xml topology.xml
 
 Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from or --expect cannot be read")]
 pub(super) struct Args {
-    /// Probe a capture of another machine, or judge a topology.yaml, instead of this machine
+    /// Probe a file instead of this machine: a capture, a topology.yaml, NCCL topology XML, lstopo XML, or the text of
+    /// lspci -vvvnn, nvidia-smi topo -m, nvidia-smi topo -p2p or nvidia-smi -q
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
 
@@ -42,6 +47,10 @@ pub(super) struct Args {
     /// Write topology.yaml, findings.json and machine.jsonl into this folder
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    /// Write the topology as XML that NCCL reads with NCCL_TOPO_FILE
+    #[arg(long, value_name = "FILE")]
+    nccl_xml: Option<PathBuf>,
 }
 
 /// What is printed: text and JSON come from it.
@@ -71,10 +80,16 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
         std::fs::create_dir_all(path).map_err(|source| ProbeCommandError::Folder { path: path.into(), source })?;
         look.write(path)?;
     }
+    if let Some(path) = &args.nccl_xml {
+        write_whole(path, to_nccl_xml(&look.topology).as_bytes())?;
+    }
     let report = Report { topology: &look.topology, findings: &look.findings, colour: out.colour() };
     out.emit(&report).map_err(|source| ProbeCommandError::Print { source })?;
     if let Some(folder) = &args.out {
         out.remark(format!("written to {}", folder.display()));
+    }
+    if let Some(path) = &args.nccl_xml {
+        out.remark(format!("written to {}", path.display()));
     }
     let fault = look.findings.iter().any(|finding| finding.severity == Severity::Fault);
     Ok(if fault { Exit::Fault } else { Exit::Pass })
@@ -87,12 +102,21 @@ fn platform(path: &Path) -> Result<Topology, ProbeCommandError> {
     from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))
 }
 
-/// A capture begins with a brace, a topology with a key.
+/// A capture begins with a brace; a topology holds a key at the start of a line that no tool prints there.
 fn from_file(path: &Path) -> Result<Look, ProbeCommandError> {
-    let text = read_text(path, CAPTURE_BYTES_MAX as u64)?;
     let name = path.display().to_string();
+    let text = match read_text(path, CAPTURE_BYTES_MAX as u64) {
+        Err(RecordError::File { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+            return Err(ProbeCommandError::Import(Box::new(not_a_text(&name))));
+        }
+        read => read?,
+    };
     if !text.trim_start().starts_with('{') {
-        let topology = from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))?;
+        let is_yaml = text.lines().any(|line| ["schema:", "machine:"].iter().any(|key| line.starts_with(key)));
+        let topology = match is_yaml && Kind::of(&text).is_none() {
+            true => from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))?,
+            false => import(&text, &name).map_err(|error| ProbeCommandError::Import(Box::new(error)))?,
+        };
         let findings = judge(&topology);
         return Ok(Look { topology, findings, transcript: None });
     }
@@ -109,6 +133,7 @@ impl fmt::Display for Report<'_> {
         tree::draw(out, self.topology)?;
         tables::gpus(out, self.topology)?;
         tables::pairs(out, self.topology)?;
+        peers::list(out, self.topology)?;
         writeln!(out)?;
         findings::list(out, self.findings, self.colour)
     }
@@ -116,6 +141,11 @@ impl fmt::Display for Report<'_> {
 
 /// Everything printed fits this many columns.
 const COLUMNS: usize = 80;
+
+/// An address, or the index that it stands for.
+fn shown(address: PciAddress) -> String {
+    if address.is_index() { format!("GPU{}", address.bus) } else { address.to_string() }
+}
 
 /// `text`, cut to so many columns, with an ellipsis where something was cut.
 fn cut(text: &str, columns: usize) -> String {
@@ -149,7 +179,7 @@ fn wrapped(first: &str, text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn shown(name: &str) -> String {
+    fn printed(name: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("machine.jsonl");
         let look = from_file(&path).unwrap();
         Report { topology: &look.topology, findings: &look.findings, colour: false }.to_string()
@@ -160,7 +190,7 @@ mod tests {
         let machines = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines");
         for entry in std::fs::read_dir(machines).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()) {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            for line in shown(&name).lines() {
+            for line in printed(&name).lines() {
                 assert!(line.chars().count() <= COLUMNS, "{name}: {line}");
                 assert!(!line.contains('\u{1b}'), "{name}: {line}");
             }
@@ -169,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_tree_shows_each_link_on_the_way_to_a_gpu() {
-        let text = shown("server-8gpu");
+        let text = printed("server-8gpu");
         let tree = [
             "├─ socket 0 · 64 cores",
             "│  └─ NUMA node 0 · CPUs 0-63,128-191 · 756 GiB",

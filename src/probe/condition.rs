@@ -81,7 +81,7 @@ pub(super) fn peers(machine: &dyn Machine, gpus: &[Gpu]) -> Result<Vec<PeerAcces
             }
             let (write, atomics, nvlink) =
                 (grant(PeerFact::Write)?, grant(PeerFact::Atomics)?, grant(PeerFact::Nvlink)?);
-            peers.push(PeerAccess { from, to, read, write, atomics, nvlink });
+            peers.push(PeerAccess { from, to, read, write, atomics, nvlink, pcie: Err(Missing::not_asked()) });
         }
     }
     Ok(peers)

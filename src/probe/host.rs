@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::topology::{
-    Container, ContainerKind, Cpu, CpuSet, Limit, MachineName, Missing, NumaNode, Reading, Settings, Socket, System,
-    Why,
+    Container, ContainerKind, Cpu, CpuSet, CpuSignature, Limit, MachineName, Missing, NumaNode, Reading, Settings,
+    Socket, System, Why,
 };
 use crate::units::Bytes;
 
@@ -109,12 +109,24 @@ pub(super) fn cpu(machine: &dyn Machine) -> Result<Cpu, AskError> {
     let sockets = sockets(machine, &online)?;
     let (governors, frequency_driver) = frequency(machine, &sockets)?;
     Ok(Cpu {
+        signature: info.as_ref().ok().and_then(|info| signature(info)),
         model: info.and_then(|info| cpuinfo_value(&info, "model name").ok_or_else(unnamed)),
         online,
         allowed,
         sockets,
         governors,
         frequency_driver,
+    })
+}
+
+/// Vendor, family and model, which the kernel lists for x86 only.
+fn signature(info: &str) -> Option<CpuSignature> {
+    let number = |key: &str| cpuinfo_value(info, key)?.parse().ok();
+    Some(CpuSignature {
+        arch: "x86_64".to_owned(),
+        vendor: Some(cpuinfo_value(info, "vendor_id")?),
+        family: Some(number("cpu family")?),
+        model: Some(number("model")?),
     })
 }
 

@@ -9,6 +9,7 @@ mod condition;
 mod config;
 mod expect;
 mod host;
+pub mod import;
 mod live;
 mod pci;
 mod question;
@@ -66,6 +67,7 @@ pub fn probe(machine: &dyn Machine) -> Result<Topology, ProbeError> {
         gpus: tree.gpus,
         numa,
         pairs: Vec::new(),
+        nvlinks: None,
     };
     Ok(topology.derived())
 }

@@ -171,7 +171,7 @@ fn bridge(
     let folder = format!("{DEVICES}/{address}");
     let (id, numa_node) = (id(machine, &folder)?, numa_node(machine, &folder, sole)?);
     let (link, pcie) = (link_end(machine, &folder)?, pcie_state(machine, address, &folder)?);
-    Ok(Bridge { address, root, parent, id, numa_node, link, pcie })
+    Ok(Bridge { address, root: Ok(root), parent, id, numa_node, link, pcie })
 }
 
 fn hexadecimal(text: &str, what: &str) -> Reading<u32> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use miette::Diagnostic;
 use thiserror::Error;
 
-use crate::topology::WrongYaml;
+use crate::topology::WrongPlace;
 
 /// Why a record could not be read or written. Names file, line and field, and says what would be right.
 #[derive(Debug, Error, Diagnostic)]
@@ -125,7 +125,7 @@ pub enum RecordError {
     /// A YAML file does not hold what it should.
     #[error(transparent)]
     #[diagnostic(transparent)]
-    Yaml(#[from] Box<WrongYaml>),
+    Yaml(#[from] Box<WrongPlace>),
     /// The folder is not a run folder.
     #[error("{} holds no plan.yaml, so it is not a run folder", path.display())]
     #[diagnostic(help("give the folder that `rigscale qualify` or `rigscale train` named at its end"))]

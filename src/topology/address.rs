@@ -21,6 +21,27 @@ pub struct PciAddress {
     pub function: u8,
 }
 
+impl PciAddress {
+    /// Stands for a GPU of which an imported text gives the index only. No machine has this domain.
+    #[must_use]
+    pub fn of_index(index: u8) -> Self {
+        Self { domain: u32::MAX, bus: index, device: 0, function: 0 }
+    }
+
+    /// True where the address stands for an index.
+    #[must_use]
+    pub fn is_index(self) -> bool {
+        self.domain == u32::MAX
+    }
+
+    /// Stands for the port above this device where an imported text leaves the port out; none for a domain of more than
+    /// four digits. No machine has this domain.
+    #[must_use]
+    pub fn port_above(self) -> Option<Self> {
+        (self.domain < 0xffff).then_some(Self { domain: 0xffff_0000 | self.domain, ..self })
+    }
+}
+
 /// The text is no PCI address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is no PCI address: expected domain:bus:device.function in hexadecimal, such as 0000:41:00.0")]

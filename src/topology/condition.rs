@@ -59,22 +59,27 @@ impl GpuCondition {
     /// Of a file that is older than the questions.
     #[must_use]
     pub fn not_asked() -> Self {
-        let why = Missing::not_asked;
+        Self::unknown(&Missing::not_asked())
+    }
+
+    /// Nothing is known, for one reason.
+    #[must_use]
+    pub fn unknown(why: &Missing) -> Self {
         Self {
-            throttle: Err(why()),
-            ecc: Err(why()),
-            ecc_next: Err(why()),
-            ecc_uncorrected: Err(why()),
-            rows_corrected: Err(why()),
-            rows_uncorrected: Err(why()),
-            rows_pending: Err(why()),
-            rows_failed: Err(why()),
-            compute_mode: Err(why()),
-            compute_processes: Err(why()),
-            display_active: Err(why()),
-            pcie_replays: Err(why()),
-            nvlinks_up: Err(why()),
-            nvlinks_down: Err(why()),
+            throttle: Err(why.clone()),
+            ecc: Err(why.clone()),
+            ecc_next: Err(why.clone()),
+            ecc_uncorrected: Err(why.clone()),
+            rows_corrected: Err(why.clone()),
+            rows_uncorrected: Err(why.clone()),
+            rows_pending: Err(why.clone()),
+            rows_failed: Err(why.clone()),
+            compute_mode: Err(why.clone()),
+            compute_processes: Err(why.clone()),
+            display_active: Err(why.clone()),
+            pcie_replays: Err(why.clone()),
+            nvlinks_up: Err(why.clone()),
+            nvlinks_down: Err(why.clone()),
         }
     }
 }
@@ -113,6 +118,26 @@ pub struct PeerAccess {
     /// Any of these over NVLink.
     #[serde(with = "Fact::<PeerStatus>")]
     pub nvlink: Reading<PeerStatus>,
+    /// Any of these over PCIe. The probe does not ask: `nvidia-smi topo -p2p p` tells.
+    #[serde(default = "not_asked", skip_serializing_if = "was_not_asked", with = "Fact::<PeerStatus>")]
+    pub pcie: Reading<PeerStatus>,
+}
+
+fn not_asked() -> Reading<PeerStatus> {
+    Err(Missing::not_asked())
+}
+
+fn was_not_asked(status: &Reading<PeerStatus>) -> bool {
+    *status == not_asked()
+}
+
+impl PeerAccess {
+    /// A pair of which a text of this kind has told nothing.
+    #[must_use]
+    pub fn untold(from: PciAddress, to: PciAddress, kind: &str) -> Self {
+        let none = || Err(Missing::untold(kind));
+        Self { from, to, read: none(), write: none(), atomics: none(), nvlink: none(), pcie: none() }
+    }
 }
 
 /// Granted, or why not (nvml.h, `nvmlGpuP2PStatus_t`).

@@ -79,6 +79,9 @@ impl ClassCode {
     pub fn is_display(self) -> bool {
         self.0 >> 16 == 3
     }
+
+    /// Some display controller, of which the subclass is not known.
+    pub const DISPLAY: Self = Self(0x03_0000);
 }
 
 impl fmt::Display for ClassCode {
@@ -158,7 +161,8 @@ pub struct Bridge {
     /// Where it is.
     pub address: PciAddress,
     /// The root complex above it.
-    pub root: RootComplex,
+    #[serde(with = "Fact::<RootComplex>")]
+    pub root: Reading<RootComplex>,
     /// The bridge directly above it; none for a root port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PciAddress>,
@@ -305,18 +309,28 @@ pub struct GpuState {
 const NVIDIA: u16 = 0x10de;
 
 impl Gpu {
-    /// True for a GPU made by NVIDIA.
+    /// True for a GPU made by NVIDIA: as its PCI id says or, where that is unknown, because only such a GPU has a state
+    /// that the NVIDIA driver tells.
     #[must_use]
     pub fn is_nvidia(&self) -> bool {
-        self.id.as_ref().is_ok_and(|id| id.vendor == NVIDIA)
+        self.vendor() == Some(NVIDIA)
     }
 
-    /// What people call it: as the driver says, else as the PCI id says, else the PCI id.
+    /// PCI vendor, where it is known.
+    pub(super) fn vendor(&self) -> Option<u16> {
+        match &self.id {
+            Ok(id) => Some(id.vendor),
+            Err(_) => self.nvml.as_ref().map(|_| NVIDIA),
+        }
+    }
+
+    /// What people call it: as the driver says, else as the PCI id says, else the PCI id, else the index.
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {
         match (self.nvml.as_ref().map(|nvml| &nvml.name), &self.id) {
             (Some(Ok(name)), _) => name.into(),
             (_, Ok(id)) => id.name().map_or_else(|| id.to_string().into(), Into::into),
+            (_, Err(_)) if self.address.is_index() => format!("GPU{}", self.address.bus).into(),
             (_, Err(_)) => "unknown GPU".into(),
         }
     }

@@ -41,6 +41,12 @@ impl Generation {
         RATES.iter().position(|(rate, _)| *rate == gigatransfers).map(|index| Self(index as u8 + 1))
     }
 
+    /// Transfers per second and lane, in units of 10⁹.
+    #[must_use]
+    pub fn rate(self) -> f64 {
+        RATES[usize::from(self.0) - 1].0
+    }
+
     /// Payload of one lane in one direction, before packet headers.
     #[must_use]
     pub fn lane_rate(self) -> BytesPerSecond {

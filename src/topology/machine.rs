@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::Bytes;
 
-use super::{Bridge, CpuSet, Fact, Gpu, Missing, Pair, PciAddress, PeerAccess, Reading};
+use super::{Bridge, CpuSet, Fact, Gpu, Missing, NvLink, Pair, PciAddress, PeerAccess, Reading};
 
 /// The schema of `topology.yaml` that this version writes. A newer one is refused by name. Schema 1 lacks `settings`,
 /// `peers`, and of each device `pcie`, `frame_buffer` and `condition`: they read as never asked.
@@ -57,6 +57,9 @@ pub struct Topology {
     /// What the NVIDIA driver grants each GPU to do to each other: ordered pairs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerAccess>,
+    /// NVLinks; none where nobody asked, empty where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvlinks: Option<Vec<NvLink>>,
 }
 
 /// What the firmware calls the machine.
@@ -126,6 +129,26 @@ pub struct Cpu {
     /// What drives the frequency: `acpi-cpufreq`, `amd-pstate-epp`, `intel_pstate`, …
     #[serde(with = "Fact::<String>")]
     pub frequency_driver: Reading<String>,
+    /// Architecture and, on x86, what CPUID says of the first processor; none where not all of it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<CpuSignature>,
+}
+
+/// What kind of processor it is, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CpuSignature {
+    /// `x86_64`, `arm64` or `ppc64`.
+    pub arch: String,
+    /// Vendor as CPUID spells it: `GenuineIntel`, `AuthenticAMD`, …; none on other architectures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vendor: Option<String>,
+    /// Family as Linux counts (base and extended family added): 23 is Zen 2, 25 Zen 3 and 4, 26 Zen 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<u32>,
+    /// Model as Linux counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<u32>,
 }
 
 /// One socket.
@@ -225,12 +248,18 @@ impl Settings {
     /// Of a file that is older than the questions.
     #[must_use]
     pub fn not_asked() -> Self {
+        Self::unknown(&Missing::not_asked())
+    }
+
+    /// Nothing is known, for one reason.
+    #[must_use]
+    pub fn unknown(why: &Missing) -> Self {
         Self {
-            root: Err(Missing::not_asked()),
-            uptime_s: Err(Missing::not_asked()),
-            numa_balancing: Err(Missing::not_asked()),
-            nccl_conf: Err(Missing::not_asked()),
-            virtual_topology: Err(Missing::not_asked()),
+            root: Err(why.clone()),
+            uptime_s: Err(why.clone()),
+            numa_balancing: Err(why.clone()),
+            nccl_conf: Err(why.clone()),
+            virtual_topology: Err(why.clone()),
         }
     }
 }

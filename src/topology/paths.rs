@@ -60,12 +60,13 @@ impl Topology {
                 narrowest = Some(Narrowest { upper, lower, generation: lanes.generation, width: lanes.width });
             }
         }
-        gpu.root.clone()?;
         let hidden = || Missing::new(Why::Absent, "no link between the root complex and the GPU is visible");
-        narrowest.filter(|_| hops.last().is_some_and(|hop| hop.lower == gpu.address)).ok_or_else(hidden)
+        let whole = narrowest.filter(|_| hops.last().is_some_and(|hop| hop.lower == gpu.address));
+        whole.ok_or_else(|| gpu.root.clone().err().unwrap_or_else(hidden))
     }
 
-    /// Fills in what follows from the rest: the narrowest hop of each GPU, and the pairs.
+    /// Fills in what follows from the rest: the narrowest hop of each GPU, and the pairs. Where the tree does not tell
+    /// how a pair is connected, what was told of the pair stays.
     #[must_use]
     pub fn derived(mut self) -> Self {
         let narrowest: Vec<_> = self.gpus.iter().map(|gpu| self.narrowest(gpu)).collect();
@@ -78,11 +79,16 @@ impl Topology {
 
     /// Every pair of GPUs of one vendor that makes GPUs for computing.
     fn all_pairs(&self) -> Vec<Pair> {
+        let told: BTreeMap<_, _> = self.pairs.iter().map(|pair| ((pair.a, pair.b), &pair.path)).collect();
         let chains: BTreeMap<_, _> = self.gpus.iter().map(|gpu| (gpu.address, self.chain(gpu))).collect();
         let mut pairs = Vec::new();
         for a in &self.gpus {
             for b in self.gpus.iter().filter(|b| a.address < b.address && computes_alike(a, b)) {
-                let path = self.path_class((a, &chains[&a.address]), (b, &chains[&b.address]));
+                let told = told.get(&(a.address, b.address)).copied();
+                let path = self
+                    .path_class((a, &chains[&a.address]), (b, &chains[&b.address]))
+                    .or_else(|missing| told.cloned().unwrap_or(Err(missing)))
+                    .or_else(|missing| if apart(a, b) { Ok(PathClass::Sys) } else { Err(missing) });
                 pairs.push(Pair { a: a.address, b: b.address, path });
             }
         }
@@ -99,11 +105,12 @@ impl Topology {
         if a.0.root.clone()? == b.0.root.clone()? {
             return Ok(PathClass::Phb);
         }
-        if self.numa.as_ref().map_err(Clone::clone)?.len() <= 1 {
-            return Ok(PathClass::Node);
+        let nodes = (&a.0.numa_node, &b.0.numa_node);
+        match (&self.numa, nodes) {
+            (Ok(nodes), _) if nodes.len() <= 1 => Ok(PathClass::Node),
+            (_, (Ok(a), Ok(b))) => Ok(if a == b { PathClass::Node } else { PathClass::Sys }),
+            (Err(missing), _) | (_, (Err(missing), _) | (_, Err(missing))) => Err(missing.clone()),
         }
-        let same = a.0.numa_node.clone()? == b.0.numa_node.clone()?;
-        Ok(if same { PathClass::Node } else { PathClass::Sys })
     }
 
     /// True when the machine holds an NVIDIA GPU, usable or not.
@@ -117,8 +124,9 @@ impl Topology {
         self.gpus.iter().filter(|gpu| gpu.is_nvidia())
     }
 
-    /// What keeps the tree from being one, in words: the message for a file, and the key that it is about.
-    pub(super) fn flaw(&self) -> Option<(String, String)> {
+    /// What keeps the tree from being one: what it is about, and the message for the file that says so.
+    #[must_use]
+    pub fn flaw(&self) -> Option<(String, String)> {
         let mut seen = BTreeSet::new();
         let addresses = self.bridges.iter().map(|bridge| bridge.address).chain(self.gpus.iter().map(|gpu| gpu.address));
         for address in addresses {
@@ -147,10 +155,12 @@ impl Topology {
     }
 }
 
+/// True for GPUs of two NUMA nodes: two sockets or two dies, whatever their root complexes are.
+fn apart(a: &Gpu, b: &Gpu) -> bool {
+    matches!((&a.numa_node, &b.numa_node), (Ok(a), Ok(b)) if a != b)
+}
+
 /// NVIDIA, AMD or Intel, and the same for both.
 fn computes_alike(a: &Gpu, b: &Gpu) -> bool {
-    match (&a.id, &b.id) {
-        (Ok(a), Ok(b)) => a.vendor == b.vendor && matches!(a.vendor, 0x10de | 0x1002 | 0x8086),
-        _ => false,
-    }
+    a.vendor() == b.vendor() && matches!(a.vendor(), Some(0x10de | 0x1002 | 0x8086))
 }

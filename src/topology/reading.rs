@@ -38,6 +38,8 @@ pub enum Why {
     Garbled,
     /// It was never asked: the capture or the file is older than the question.
     NotAsked,
+    /// What was imported does not hold such facts, whatever the machine is like; the detail names its kind.
+    Untold,
 }
 
 impl Missing {
@@ -52,6 +54,18 @@ impl Missing {
     pub fn not_asked() -> Self {
         Self::new(Why::NotAsked, "")
     }
+
+    /// A fact that an imported file of this kind cannot hold: `nvidia-smi topo -m`, `lspci -vvv`, …
+    #[must_use]
+    pub fn untold(kind: &str) -> Self {
+        Self::new(Why::Untold, kind)
+    }
+
+    /// True where the imported file cannot hold the fact: nothing was seen that could be judged.
+    #[must_use]
+    pub fn is_untold(&self) -> bool {
+        self.why == Why::Untold
+    }
 }
 
 impl fmt::Display for Why {
@@ -62,6 +76,7 @@ impl fmt::Display for Why {
             Self::Unsupported => "unsupported",
             Self::Garbled => "garbled",
             Self::NotAsked => "never asked (of an older version)",
+            Self::Untold => "not told",
         })
     }
 }
@@ -70,6 +85,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail.is_empty() {
             true => write!(out, "{}", self.why),
+            false if self.is_untold() => write!(out, "not in {}", self.detail),
             false => write!(out, "{}: {}", self.why, self.detail),
         }
     }

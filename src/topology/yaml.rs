@@ -1,12 +1,12 @@
 //! `topology.yaml` in and out: bounded, strict, with errors that point at the place.
 
-use miette::{Diagnostic, NamedSource, SourceSpan};
+use miette::Diagnostic;
 use serde::de::DeserializeOwned;
 use serde_saphyr::budget::Budget;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Options, ser_options};
 
-use super::{SCHEMA, Topology};
+use super::{SCHEMA, Topology, WrongPlace, place_in};
 
 /// A 256-core machine with 16 GPUs takes about 50 KB.
 pub const YAML_BYTES_MAX: usize = 4 << 20;
@@ -37,7 +37,7 @@ pub enum TopologyError {
     /// It is no YAML, or not that of a topology.
     #[error(transparent)]
     #[diagnostic(transparent)]
-    Wrong(Box<WrongYaml>),
+    Wrong(Box<WrongPlace>),
     /// A topology that cannot be spelled.
     #[error("the topology could not be written as YAML")]
     Write(#[source] serde_saphyr::SerializeError),
@@ -46,29 +46,6 @@ pub enum TopologyError {
 /// What to do about a topology file that is wrong.
 const HELP: &str =
     "`rigscale probe -o DIR` writes a topology.yaml to start from; derived keys (`pairs`, `narrowest`) may be left out";
-
-/// A place in a YAML file that is wrong.
-#[derive(Debug, thiserror::Error, Diagnostic)]
-#[error("{file}:{line}:{column}: {problem}")]
-pub struct WrongYaml {
-    /// The file.
-    pub file: String,
-    /// Line, from 1.
-    pub line: u64,
-    /// Column, from 1.
-    pub column: u64,
-    /// What is wrong there.
-    pub problem: String,
-    /// The text, for the snippet.
-    #[source_code]
-    pub text: NamedSource<String>,
-    /// The place, for the snippet.
-    #[label("here")]
-    pub at: SourceSpan,
-    /// What to do about it.
-    #[help]
-    pub help: &'static str,
-}
 
 fn options() -> Options {
     let mut budget = Budget::default();
@@ -115,7 +92,7 @@ pub fn from_yaml(text: &str, file: &str) -> Result<Topology, TopologyError> {
 ///
 /// # Errors
 /// The place and what is wrong there.
-pub fn parse_yaml<T: DeserializeOwned>(text: &str, file: &str, help: &'static str) -> Result<T, Box<WrongYaml>> {
+pub fn parse_yaml<T: DeserializeOwned>(text: &str, file: &str, help: &'static str) -> Result<T, Box<WrongPlace>> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| Box::new(misread(text, file, &error, help)))
 }
 
@@ -156,7 +133,7 @@ fn find(text: &str, what: &str) -> usize {
     text.rfind(what).unwrap_or(0)
 }
 
-fn misread(text: &str, file: &str, error: &serde_saphyr::Error, help: &'static str) -> WrongYaml {
+fn misread(text: &str, file: &str, error: &serde_saphyr::Error, help: &'static str) -> WrongPlace {
     let place = error.location();
     let line = place.map_or(1, |place| place.line());
     let column = place.map_or(1, |place| place.column());
@@ -176,19 +153,4 @@ fn offset_of(text: &str, line: u64, column: u64) -> usize {
 
 fn wrong(text: &str, file: &str, offset: usize, problem: String) -> TopologyError {
     TopologyError::Wrong(Box::new(place_in(text, file, offset, problem, HELP)))
-}
-
-fn place_in(text: &str, file: &str, offset: usize, problem: String, help: &'static str) -> WrongYaml {
-    let before = &text[..offset.min(text.len())];
-    let line = before.matches('\n').count() as u64 + 1;
-    let column = before.chars().rev().take_while(|letter| *letter != '\n').count() as u64 + 1;
-    WrongYaml {
-        file: file.to_owned(),
-        line,
-        column,
-        problem,
-        text: NamedSource::new(file, text.to_owned()),
-        at: SourceSpan::from((before.len(), usize::from(before.len() < text.len()))),
-        help,
-    }
 }

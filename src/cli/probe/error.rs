@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::cli::Exit;
 use crate::cli::look::LookError;
+use crate::probe::import::ImportError;
 use crate::probe::{CaptureError, ProbeError};
 use crate::record::RecordError;
 use crate::topology::TopologyError;
@@ -40,6 +41,10 @@ pub(in crate::cli) enum ProbeCommandError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Topology(Box<TopologyError>),
+    /// A text of another tool makes no sense.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Import(Box<ImportError>),
     /// A capture does not hold what the probe asks.
     #[error("could not probe {file}")]
     Probe {
@@ -70,7 +75,7 @@ impl ProbeCommandError {
     pub(in crate::cli) fn exit(&self) -> Exit {
         match self {
             Self::Record(error) if error.is_input() => Exit::Usage,
-            Self::Capture(_) | Self::Topology(_) | Self::Probe { .. } => Exit::Usage,
+            Self::Capture(_) | Self::Topology(_) | Self::Import(_) | Self::Probe { .. } => Exit::Usage,
             _ => Exit::Failed,
         }
     }

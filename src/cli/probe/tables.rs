@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::topology::{PciAddress, Topology};
 
-use super::{COLUMNS, cut, wrapped};
+use super::{COLUMNS, cut, shown, wrapped};
 
 /// More columns do not fit.
 const MATRIX_GPUS_MAX: usize = 9;
@@ -25,12 +25,21 @@ pub(in crate::cli) fn write(out: &mut fmt::Formatter<'_>, table: &Table) -> fmt:
     writeln!(out, "{}", table.trim_fmt())
 }
 
+/// How [`Topology::identity`] begins what an imported text cannot hold.
+const UNTOLD: &str = "unknown (not in ";
+
 /// The labelled lines of the machine; GPUs have their own table.
 pub(super) fn identity(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Result {
-    for (label, text) in topology.identity().iter().filter(|(label, _)| !label.starts_with("GPU ")) {
-        out.write_str(&wrapped(&format!("{label:19}"), text))?;
+    let lines = topology.identity().into_iter().filter(|(label, _)| !label.starts_with("GPU "));
+    let (untold, told): (Vec<_>, Vec<_>) = lines.partition(|(_, text)| text.starts_with(UNTOLD));
+    for (label, text) in told {
+        out.write_str(&wrapped(&format!("{label:19}"), &text))?;
     }
-    Ok(())
+    // What an imported text cannot hold takes a line, not a page.
+    let kind = untold.first().map(|(_, text)| text.trim_start_matches(UNTOLD).split(')').next().unwrap_or_default());
+    let Some(kind) = kind else { return Ok(()) };
+    let labels: Vec<&str> = untold.iter().map(|(label, _)| label.as_str()).collect();
+    out.write_str(&wrapped("", &format!("Not in {kind}: {}", labels.join(", "))))
 }
 
 /// One row for each GPU.
@@ -43,7 +52,7 @@ pub(super) fn gpus(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Re
     for gpu in &topology.gpus {
         let memory = gpu.nvml.as_ref().and_then(|nvml| nvml.memory_bytes.as_ref().ok());
         table.add_row([
-            gpu.address.to_string(),
+            shown(gpu.address),
             cut(gpu.name().trim_start_matches("NVIDIA "), 29),
             memory.map_or_else(|| "–".to_owned(), ToString::to_string),
             gpu.numa_node.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string),
@@ -78,14 +87,14 @@ pub(super) fn pairs(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::R
     }
     let mut table = plain_table();
     // One domain is the rule: then bus and device are enough for a column.
-    let short = |gpu: &PciAddress| match gpu.domain == gpus[0].domain {
+    let short = |gpu: &PciAddress| match gpu.domain == gpus[0].domain && !gpu.is_index() {
         true => format!("{:02x}:{:02x}", gpu.bus, gpu.device),
-        false => gpu.to_string(),
+        false => shown(*gpu),
     };
     table.set_header(["pairs".to_owned()].into_iter().chain(gpus.iter().map(short)));
     for row in &gpus {
         let cells = gpus.iter().map(|column| if row == column { "–".to_owned() } else { class(*row, *column) });
-        table.add_row([row.to_string()].into_iter().chain(cells));
+        table.add_row([shown(*row)].into_iter().chain(cells));
     }
     write(out, &table)?;
     let meanings = "PIX one switch, PXB several switches, PHB one host bridge, NODE one NUMA node, SYS across NUMA \

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::topology::{Bridge, Gpu, LinkEnd, NumaNode, PciAddress, Reading, Topology};
 
-use super::{COLUMNS, cut};
+use super::{COLUMNS, cut, shown};
 
 /// Columns that the text of a link takes: `Gen1 x16 (max Gen5 x16)`.
 const LINK_COLUMNS: usize = 23;
@@ -27,11 +27,17 @@ impl Branch {
 pub(super) fn draw(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Result {
     let branches = sockets(topology);
     lines(out, &branches, "")?;
-    let at_rest = topology.gpus.iter().any(|gpu| gpu.link.phase.is_at_rest() && gpu.link.now() != gpu.link.max());
+    let at_rest =
+        topology.gpus.iter().any(|gpu| gpu.link.phase.is_at_rest() && !untold(gpu) && gpu.link.now() != gpu.link.max());
     if at_rest {
         writeln!(out, "Read at rest: an idle GPU slows its link down, which is no fault.")?;
     }
     Ok(())
+}
+
+/// True where an imported text does not hold what a link does.
+fn untold(gpu: &Gpu) -> bool {
+    gpu.link.now().is_err_and(|missing| missing.is_untold())
 }
 
 fn lines(out: &mut fmt::Formatter<'_>, branches: &[Branch], before: &str) -> fmt::Result {
@@ -68,8 +74,13 @@ fn sockets(topology: &Topology) -> Vec<Branch> {
     let nodes: BTreeSet<u32> = topology.nodes().iter().map(|node| node.node).collect();
     let lost: Vec<&Gpu> =
         topology.gpus.iter().filter(|gpu| !gpu.numa_node.as_ref().is_ok_and(|node| nodes.contains(node))).collect();
-    if !lost.is_empty() {
-        branches.push(Branch::new("NUMA node unknown".to_owned(), devices(topology, &lost)));
+    let mut by_node: BTreeMap<Option<u32>, Vec<&Gpu>> = BTreeMap::new();
+    for gpu in lost {
+        by_node.entry(gpu.numa_node.as_ref().ok().copied()).or_default().push(gpu);
+    }
+    for (node, gpus) in by_node {
+        let name = node.map_or_else(|| "unknown".to_owned(), |node| node.to_string());
+        branches.push(Branch::new(format!("NUMA node {name}"), devices(topology, &gpus)));
     }
     branches
 }
@@ -107,7 +118,7 @@ fn below(topology: &Topology, parent: Option<PciAddress>, bridges: &[&Bridge], g
             (hop, _) => hop,
         };
         branches.push(Branch {
-            text: format!("{} {}", gpu.address, gpu.name().trim_start_matches("NVIDIA ")),
+            text: format!("{} {}", shown(gpu.address), gpu.name().trim_start_matches("NVIDIA ")),
             link,
             below: Vec::new(),
         });

@@ -19,7 +19,10 @@ pub(super) fn numa_unknown(topology: &Topology) -> Vec<Breach> {
     let nodes = topology.nodes().len();
     let lost: Vec<(&Gpu, String)> = topology
         .nvidia_gpus()
-        .filter_map(|gpu| gpu.numa_node.as_ref().err().map(|missing| (gpu, missing.to_string())))
+        .filter_map(|gpu| {
+            let missing = gpu.numa_node.as_ref().err().filter(|missing| !missing.is_untold())?;
+            Some((gpu, missing.to_string()))
+        })
         .collect();
     match lost.first() {
         Some((_, why)) if 1 < nodes => vec![Breach {

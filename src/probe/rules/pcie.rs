@@ -144,7 +144,7 @@ pub(super) fn shared_uplink(topology: &Topology) -> Vec<Breach> {
 
 pub(super) fn link_unknown(topology: &Topology) -> Vec<Breach> {
     let judged = topology.nvidia_gpus().filter_map(|gpu| {
-        let missing = gpu.narrowest.as_ref().err()?;
+        let missing = gpu.narrowest.as_ref().err().filter(|missing| !missing.is_untold())?;
         Some(Breach {
             addresses: vec![gpu.address.to_string()],
             seen: format!("{}: {missing}", gpu.name()),
@@ -158,8 +158,8 @@ pub(super) fn unreadable(topology: &Topology) -> Vec<Breach> {
     let expected = "the class of every function in /sys/bus/pci/devices".to_owned();
     let mut breaches = Vec::new();
     if let Err(missing) = topology.pci_functions.as_ref() {
-        // A machine without PCI is no mystery.
-        if missing.why != Why::Absent {
+        // A machine without PCI is no mystery, and an imported text that lists GPUs only hides nothing.
+        if missing.why != Why::Absent && !missing.is_untold() {
             let seen = format!("the list of PCI functions: {missing}");
             breaches.push(Breach { addresses: Vec::new(), seen, expected: expected.clone() });
         }

@@ -26,6 +26,13 @@ fn by_product(topology: &Topology, peer: &PeerAccess) -> bool {
     !refused.is_empty() && refused.iter().all(product)
 }
 
+/// True where a refusal may be about the product, and the product is unknown, as in a grid of grants alone.
+fn may_be_product(topology: &Topology, peer: &PeerAccess) -> bool {
+    let unnamed = |gpu: &Gpu| gpu.id.is_err() && gpu.nvml.as_ref().is_none_or(|state| state.name.is_err());
+    let product = |status| matches!(status, PeerStatus::ChipsetNotSupported | PeerStatus::NotSupported);
+    [peer.from, peer.to].iter().any(|at| topology.gpu(*at).is_some_and(unnamed)) && answers(peer).any(product)
+}
+
 /// One breach for all ordered pairs that `refuses` names, with the answers of the driver.
 fn refusal(topology: &Topology, expected: &str, refuses: impl Fn(&PeerAccess) -> bool) -> Vec<Breach> {
     let refused: Vec<&PeerAccess> = topology.peers.iter().filter(|peer| refuses(peer)).collect();
@@ -60,7 +67,7 @@ pub(super) fn refused_product(topology: &Topology) -> Vec<Breach> {
 pub(super) fn refused(topology: &Topology) -> Vec<Breach> {
     refusal(topology, "OK for reading and writing, which this product offers", |peer| {
         let other = |status| !matches!(status, PeerStatus::Ok | PeerStatus::DisabledByRegistry);
-        answers(peer).any(other) && !by_product(topology, peer)
+        answers(peer).any(other) && !by_product(topology, peer) && !may_be_product(topology, peer)
     })
 }
 
