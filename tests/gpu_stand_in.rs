@@ -84,6 +84,13 @@ fn lines(run: &Path) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The choices of matrix products that a start kept, behind a hash of 32 bytes: product and kind of addend, algorithm.
+fn product_choices(cache: &Path) -> Vec<serde_json::Value> {
+    let mut files = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|path| path.file_name().unwrap().to_string_lossy().starts_with("products-")).unwrap();
+    serde_json::from_slice(&fs::read(file).unwrap()[32..]).unwrap()
+}
+
 #[test]
 fn every_model_takes_the_memory_that_was_planned() {
     let folder = tempfile::tempdir().unwrap();
@@ -151,6 +158,10 @@ fn a_start_says_what_it_chose_and_a_damaged_cache_is_made_again() {
     assert_eq!(head["software"]["attention"], "own forward, own backward");
 
     let cache = folder.path().join("cache");
+    let choices = product_choices(&cache);
+    let chosen = |adds| choices.iter().filter(|choice| choice[0][1] == adds).count();
+    // two products of a block add the stream; one that adds to a gradient is computed as the one that overwrites it
+    assert_eq!((chosen("Other"), chosen("Nothing"), chosen("Destination")), (2, 13, 0), "{choices:?}");
     for entry in fs::read_dir(&cache).unwrap() {
         fs::write(entry.unwrap().path(), "garbage").unwrap();
     }

@@ -55,7 +55,7 @@ impl MemoryPlan {
         let kept = if recompute { 1 } else { shape.layers };
         let streams = (shape.layers + 1) * shape.width + shape.width + 1;
         let activations = rows * (kept * block + streams) as u64 * element;
-        // one block at a time: what it adds, and the gradients of the stream and of all that is not its own place
+        // one block at a time: the gradients of a norm's result, of the stream and of all that is not its own place
         let work = rows * (2 * shape.width + qkv + heads + shape.ffn) as u64 * element;
         let logits = rows * (shape.vocabulary + 1) as u64 * element;
         Self::of(&[

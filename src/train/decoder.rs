@@ -171,8 +171,8 @@ pub(super) struct AttentionBuffers<'a, O: Ops> {
 /// Memory that all blocks share, one after another.
 #[derive(Debug)]
 struct Work<O: Ops> {
-    /// `branch[N, W]`: what a block adds to the residual stream; later the gradient of a norm's result.
-    branch: O::Buf,
+    /// `dh[N, W]`: gradient of a norm's result.
+    dh: O::Buf,
     /// `dx[N, W]`: gradient of the residual stream.
     dx: O::Buf,
     /// `datt[N, H·D]`
@@ -184,14 +184,14 @@ struct Work<O: Ops> {
 }
 
 impl<O: Ops> Work<O> {
-    /// All but `branch` are used only before the logits are there or after their gradient was.
+    /// All but `dh` are used only before the logits are there or after their gradient was.
     fn zeros(ops: &mut O, dims: &Dims, logits: &O::Buf) -> Result<Self, O::Error> {
         let Dims { norm, heads, gated, .. } = dims;
         let lens = [norm.width, heads.width(), heads.packed_width(), gated.ffn].map(|width| norm.rows * width);
         let mut shared = ops.sharing(logits, &lens)?.into_iter();
         let mut next = || shared.next().expect("a buffer for each length");
         let (dx, datt, dqkv, act) = (next(), next(), next(), next());
-        Ok(Self { branch: ops.zeros(norm.rows * norm.width, Kind::Working)?, dx, datt, dqkv, act })
+        Ok(Self { dh: ops.zeros(norm.rows * norm.width, Kind::Working)?, dx, datt, dqkv, act })
     }
 }
 
@@ -263,16 +263,16 @@ impl<O: Ops> Decoder<O> {
             let (here, next) = (saved.place(layer), saved.place(layer + 1));
             let Saved { streams, entries, blocks, last } = saved;
             let block = &mut blocks[here];
-            block.forward(ops, dims, weights, work, (&streams[layer], &entries[here].h), turns, layer)?;
+            block.forward(ops, dims, weights, (&streams[layer], &entries[here].h), turns, layer)?;
             ops.swiglu(dims.gated, &mut work.act, &block.gate_up)?;
-            ops.linear(dims.down, &mut work.branch, &work.act, weights.view(Role::Down(layer)))?;
+            let (x, down) = (&mut streams[layer + 1], weights.view(Role::Down(layer)));
+            ops.linear_add(dims.down, x, &block.middle, &work.act, down)?;
             let (NormState { h, rstd }, gain) = if layer + 1 < layers {
                 (&mut entries[next], Role::AttentionNorm(layer + 1))
             } else {
                 (last, Role::FinalNorm)
             };
-            let x = &mut streams[layer + 1];
-            ops.add_norm(dims.norm, x, h, rstd, &block.middle, &work.branch, weights.view(gain))?;
+            ops.norm(dims.norm, h, rstd, x, weights.view(gain))?;
         }
         ops.linear(dims.head, &mut self.logits, &saved.last.h, weights.view(Role::Head))?;
         ops.cross_entropy(dims.logits, &mut self.losses, &mut self.logits, tokens)?;
@@ -295,7 +295,7 @@ impl<O: Ops> Decoder<O> {
         gradients.write(Role::Head, |dw, write| {
             ops.linear_backward_weight(dims.head, dw, write, &self.logits, &saved.last.h)
         })?;
-        ops.linear_backward_input(dims.head, &mut work.branch, &self.logits, weights.view(Role::Head))?;
+        ops.linear_backward_input(dims.head, &mut work.dh, &self.logits, weights.view(Role::Head))?;
         let layers = dims.shape.layers;
         let last = (&saved.streams[layers], &saved.last.rstd);
         norm_backward(ops, dims, weights, gradients, Role::FinalNorm, work, Write::Overwrite, last)?;
@@ -306,7 +306,7 @@ impl<O: Ops> Decoder<O> {
             if again {
                 let gain = weights.view(Role::AttentionNorm(layer));
                 ops.norm(dims.norm, &mut entry.h, &mut entry.rstd, x, gain)?;
-                block.forward(ops, dims, weights, work, (x, &entry.h), turns, layer)?;
+                block.forward(ops, dims, weights, (x, &entry.h), turns, layer)?;
             }
             block.backward_ffn(ops, dims, weights, gradients, work, layer)?;
             block.backward_attention(ops, dims, weights, gradients, work, (turns, &entry.h), layer)?;
@@ -358,13 +358,11 @@ impl<O: Ops> Decoder<O> {
 
 impl<O: Ops> Block<O> {
     /// From the residual stream `x` and its norm `h` to the gates of the feed-forward network.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
     fn forward(
         &mut self,
         ops: &mut O,
         dims: &Dims,
         weights: &Weights<O>,
-        work: &mut Work<O>,
         (x, h): (&O::Buf, &O::Buf),
         turns: &O::Buf,
         layer: usize,
@@ -373,9 +371,9 @@ impl<O: Ops> Block<O> {
         ops.linear(dims.qkv, qkv, h, weights.view(Role::Qkv(layer)))?;
         ops.rotary(dims.heads, qkv, turns)?;
         ops.attention(dims.heads, att, lse, qkv)?;
-        ops.linear(dims.out, &mut work.branch, att, weights.view(Role::Out(layer)))?;
+        ops.linear_add(dims.out, middle, x, att, weights.view(Role::Out(layer)))?;
         let gain = weights.view(Role::FfnNorm(layer));
-        ops.add_norm(dims.norm, middle, &mut ffn_norm.h, &mut ffn_norm.rstd, x, &work.branch, gain)?;
+        ops.norm(dims.norm, &mut ffn_norm.h, &mut ffn_norm.rstd, middle, gain)?;
         ops.linear(dims.gate_up, gate_up, &ffn_norm.h, weights.view(Role::GateUp(layer)))
     }
 
@@ -398,12 +396,12 @@ impl<O: Ops> Block<O> {
         gradients.write(Role::GateUp(layer), |dw, write| {
             ops.linear_backward_weight(dims.gate_up, dw, write, gate_up, &ffn_norm.h)
         })?;
-        ops.linear_backward_input(dims.gate_up, &mut work.branch, gate_up, weights.view(Role::GateUp(layer)))?;
+        ops.linear_backward_input(dims.gate_up, &mut work.dh, gate_up, weights.view(Role::GateUp(layer)))?;
         let role = Role::FfnNorm(layer);
         norm_backward(ops, dims, weights, gradients, role, work, Write::Accumulate, (middle, &ffn_norm.rstd))
     }
 
-    /// The attention half up to its norm: leaves the gradient of the norm's result in `work.branch`.
+    /// The attention half up to its norm: leaves the gradient of the norm's result in `work.dh`.
     #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
     fn backward_attention(
         &mut self,
@@ -423,11 +421,11 @@ impl<O: Ops> Block<O> {
         ops.rotary_backward(dims.heads, &mut work.dqkv, turns)?;
         gradients
             .write(Role::Qkv(layer), |dw, write| ops.linear_backward_weight(dims.qkv, dw, write, &work.dqkv, h))?;
-        ops.linear_backward_input(dims.qkv, &mut work.branch, &work.dqkv, weights.view(Role::Qkv(layer)))
+        ops.linear_backward_input(dims.qkv, &mut work.dh, &work.dqkv, weights.view(Role::Qkv(layer)))
     }
 }
 
-/// From `work.branch`, the gradient of a norm's result, to `work.dx`, that of the stream `x` below the norm.
+/// From `work.dh`, the gradient of a norm's result, to `work.dx`, that of the stream `x` below the norm.
 #[expect(clippy::too_many_arguments, reason = "each is a part of the decoder that is borrowed on its own")]
 fn norm_backward<O: Ops>(
     ops: &mut O,
@@ -439,9 +437,9 @@ fn norm_backward<O: Ops>(
     stream: Write,
     (x, rstd): (&O::Buf, &O::Buf),
 ) -> Result<(), O::Error> {
-    let Work { dx, branch, .. } = work;
+    let Work { dx, dh, .. } = work;
     gradients.write(role, |dgain, write| {
-        ops.norm_backward(dims.norm, dx, stream, dgain, write, branch, x, rstd, weights.view(role))
+        ops.norm_backward(dims.norm, dx, stream, dgain, write, dh, x, rstd, weights.view(role))
     })
 }
 
@@ -477,8 +475,8 @@ mod tests {
                 [qkv, att, lse, middle, h, rstd, gate_up]
             });
             let entries = entries.iter_mut().chain([last]).flat_map(|NormState { h, rstd }| [h, rstd]);
-            let Work { branch, dx, datt, dqkv, act } = work;
-            let shared = [logits, losses, branch, dx, datt, dqkv, act];
+            let Work { dh, dx, datt, dqkv, act } = work;
+            let shared = [logits, losses, dh, dx, datt, dqkv, act];
             blocks.chain(entries).chain(streams).chain(shared).collect()
         }
     }

@@ -338,22 +338,6 @@ pub trait Ops {
         gain: Self::View<'_>,
     ) -> Result<(), Self::Error>;
 
-    /// The residual stream and its norm in one pass: `y[N, W] = x[N, W] + branch[N, W]`, then [`Ops::norm`] of `y`.
-    ///
-    /// # Errors
-    /// The device failed.
-    #[expect(clippy::too_many_arguments, reason = "a fused operation names each of its tensors")]
-    fn add_norm(
-        &mut self,
-        dims: Norm,
-        y: &mut Self::Buf,
-        h: &mut Self::Buf,
-        rstd: &mut Self::Buf,
-        x: &Self::Buf,
-        branch: &Self::Buf,
-        gain: Self::View<'_>,
-    ) -> Result<(), Self::Error>;
-
     /// The gradient of the residual stream below a norm, with `g = dh · gain`:
     /// `dx[N, W] (+)= rstd · (g − x · rstd² · mean(g · x))` and `dgain[W] (+)= Σ_N dh · x · rstd`.
     /// `stream` accumulates where `dx` already holds the gradient that passes beside the norm.
@@ -382,6 +366,19 @@ pub trait Ops {
         &mut self,
         dims: Linear,
         y: &mut Self::Buf,
+        x: &Self::Buf,
+        weight: Self::View<'_>,
+    ) -> Result<(), Self::Error>;
+
+    /// `y[N, O] = residual[N, O] + x[N, I] · weight[O, I]ᵀ`: the residual stream goes on, rounded once.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn linear_add(
+        &mut self,
+        dims: Linear,
+        y: &mut Self::Buf,
+        residual: &Self::Buf,
         x: &Self::Buf,
         weight: Self::View<'_>,
     ) -> Result<(), Self::Error>;

@@ -19,5 +19,5 @@ pub use driver::{Gpu, cuda_gpus};
 pub use error::{CudaError, LibraryError};
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Pinned, padded};
 pub use nvrtc::Nvrtc;
-pub use products::{PRODUCT_WORKSPACE, Product, Products};
+pub use products::{Addend, PRODUCT_WORKSPACE, Product, Products};
 pub use stream::{Event, Events, Graph, Stream};

@@ -80,7 +80,7 @@ const REDUCTION_SCHEMES: i32 = 3;
 const IN_COMPUTE_TYPE: u32 = 2;
 
 /// Changes where choices of older versions must not be taken.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// `cublasLtMatmulHeuristicResult_t`
 #[repr(C)]
@@ -93,7 +93,7 @@ pub(super) struct Candidate {
     reserved: [i32; 4],
 }
 
-/// `out[R, C] (+)= a[R, K] · b[K, C]`, row-major, bf16, summed in f32.
+/// `a[R, K] · b[K, C]`, row-major, bf16, summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Product {
     /// `R`
@@ -116,6 +116,25 @@ impl Product {
     }
 }
 
+/// What is added to a product before it is rounded.
+#[derive(Debug, Clone, Copy)]
+pub enum Addend<'a> {
+    /// Nothing: it overwrites.
+    Nothing,
+    /// What stands at its destination.
+    Destination,
+    /// Another matrix `[R, C]`, apart from the destination.
+    Other(DeviceSlice<'a>),
+}
+
+/// The kind of an [`Addend`]: which matrices are read and written decides which algorithm is the fastest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Adds {
+    Nothing,
+    Destination,
+    Other,
+}
+
 /// How a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Choice {
@@ -130,8 +149,9 @@ pub struct Products {
     functions: Functions,
     handle: Handle,
     workspace: DeviceBuffer,
-    plans: BTreeMap<Product, Plan>,
-    choices: Vec<(Product, Choice)>,
+    plans: BTreeMap<(Product, Adds), Plan>,
+    /// What was chosen by timing, never for [`Adds::Destination`].
+    choices: Vec<((Product, Adds), Choice)>,
     /// Choices of an earlier start, of the same GPU model and library.
     file: String,
     unsaved: bool,
@@ -193,52 +213,61 @@ impl Products {
         }
     }
 
-    /// Computes a product. The first time for a shape, candidates are timed with these operands.
+    /// `out[R, C]` becomes a product and what is added to it. The first time for a shape and a kind of addend, candidates
+    /// are timed with these operands.
     ///
     /// # Errors
     /// cuBLASLt failed, or has no algorithm for the shape.
     ///
     /// # Panics
-    /// If an operand is no bf16 or too short: a bug of the caller.
+    /// If an operand is no bf16 or too short, or another addend is the destination: a bug of the caller.
     pub fn multiply(
         &mut self,
         stream: &Stream,
         product: Product,
         mut out: DeviceSliceMut<'_>,
-        accumulate: bool,
+        addend: Addend<'_>,
         a: DeviceSlice<'_>,
         b: DeviceSlice<'_>,
     ) -> Result<(), CudaError> {
         let Product { rows, columns, inner, .. } = product;
-        let operands = Operands {
-            out: out.holding(rows * columns, Element::Bf16),
-            a: a.holding(rows * inner, Element::Bf16),
-            b: b.holding(inner * columns, Element::Bf16),
+        let out = out.holding(rows * columns, Element::Bf16);
+        let (adds, addend) = match addend {
+            Addend::Nothing => (Adds::Nothing, out),
+            Addend::Destination => (Adds::Destination, out),
+            Addend::Other(other) => (Adds::Other, other.holding(rows * columns, Element::Bf16)),
         };
-        let plan = match self.plans.get(&product) {
+        // timing runs a product many times over
+        assert!(adds != Adds::Other || addend != out, "the addend of {product:?} is its destination");
+        let a = a.holding(rows * inner, Element::Bf16);
+        let b = b.holding(inner * columns, Element::Bf16);
+        let operands = Operands { out, adds, addend, a, b };
+        let plan = match self.plans.get(&(product, adds)) {
             Some(plan) => *plan,
-            // timing would add the product many times over
-            None => self.plan(stream, product, operands, !accumulate)?,
+            None => self.plan(stream, product, operands)?,
         };
-        self.run(stream, &plan, &plan.choice, operands, accumulate)
+        self.run(stream, &plan, &plan.choice, operands)
     }
 
-    /// Makes the plan of a shape; by timing, if `time` and no earlier start has chosen.
-    fn plan(&mut self, stream: &Stream, product: Product, operands: Operands, time: bool) -> Result<Plan, CudaError> {
+    /// Makes the plan of a shape and a kind of addend; by timing, if no earlier start has chosen.
+    fn plan(&mut self, stream: &Stream, product: Product, operands: Operands) -> Result<Plan, CudaError> {
         let mut plan = self.describe(product)?;
-        let known = self.choices.iter().find(|(known, _)| *known == product).map(|(_, choice)| *choice);
+        let key = (product, operands.adds);
+        // timing would add the product to its destination many times over: what overwrites the same place stands in
+        let timed = if operands.adds == Adds::Destination { (product, Adds::Nothing) } else { key };
+        let known = self.choices.iter().find(|(known, _)| *known == timed).map(|(_, choice)| *choice);
         match known.filter(|choice| self.still_good(&plan, choice)) {
             Some(choice) => plan.choice = choice,
-            None if !time => plan.choice = self.candidates(&plan, product)?[0],
+            None if timed != key => plan.choice = self.candidates(&plan, product)?[0],
             None => {
                 let candidates = self.candidates(&plan, product)?;
                 plan.choice = self.fastest(stream, &plan, candidates, operands)?;
-                self.choices.retain(|(other, _)| *other != product);
-                self.choices.push((product, plan.choice));
+                self.choices.retain(|(other, _)| *other != key);
+                self.choices.push((key, plan.choice));
                 self.unsaved = true;
             }
         }
-        self.plans.insert(product, plan);
+        self.plans.insert(key, plan);
         Ok(plan)
     }
 
@@ -357,7 +386,7 @@ impl Products {
         let first = candidates[0];
         let mut timed = Vec::new();
         for candidate in candidates {
-            if self.run(stream, plan, &candidate, operands, false).is_ok() {
+            if self.run(stream, plan, &candidate, operands).is_ok() {
                 let seconds = self.time(stream, plan, &candidate, operands)?.0;
                 timed.push(Choice { seconds, ..candidate });
             }
@@ -387,19 +416,12 @@ impl Products {
         operands: Operands,
     ) -> Result<Seconds, CudaError> {
         let begin = self.events.record(stream)?;
-        self.run(stream, plan, choice, operands, false)?;
+        self.run(stream, plan, choice, operands)?;
         self.events.record(stream)?.since(&begin)
     }
 
-    fn run(
-        &self,
-        stream: &Stream,
-        plan: &Plan,
-        choice: &Choice,
-        operands: Operands,
-        accumulate: bool,
-    ) -> Result<(), CudaError> {
-        let (alpha, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
+    fn run(&self, stream: &Stream, plan: &Plan, choice: &Choice, operands: Operands) -> Result<(), CudaError> {
+        let (alpha, beta) = (1.0_f32, if operands.adds == Adds::Nothing { 0.0_f32 } else { 1.0 });
         let Plan { operation, a, b, out, .. } = *plan;
         let workspace = self.workspace.all().address;
         // SAFETY: operands were checked to hold the matrices that the plan describes, the workspace to be as large as
@@ -414,7 +436,7 @@ impl Products {
                 operands.a,
                 a,
                 (&raw const beta).cast(),
-                operands.out,
+                operands.addend,
                 out,
                 operands.out,
                 out,
@@ -432,6 +454,9 @@ impl Products {
 #[derive(Debug, Clone, Copy)]
 struct Operands {
     out: u64,
+    adds: Adds,
+    /// What is added; `out` where that is nothing, or what stands there.
+    addend: u64,
     a: u64,
     b: u64,
 }

@@ -225,20 +225,6 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn add_norm(
-        &mut self,
-        dims: Norm,
-        y: &mut Floats,
-        h: &mut Floats,
-        rstd: &mut Floats,
-        x: &Floats,
-        branch: &Floats,
-        gain: &[f32],
-    ) -> Result<(), Infallible> {
-        self.pool.install(|| norm::add_forward(dims, y, h, rstd, [x, branch], gain));
-        Ok(())
-    }
-
     fn norm_backward(
         &mut self,
         dims: Norm,
@@ -263,6 +249,26 @@ impl Ops for Cpu {
         let weight = Matrix::rows(weight, outputs, inputs, inputs);
         let y = MatrixMut::rows(y, rows, outputs, outputs);
         self.pool.install(|| multiply(y, false, x, weight.transposed(), self.threads));
+        Ok(())
+    }
+
+    fn linear_add(
+        &mut self,
+        dims: Linear,
+        y: &mut Floats,
+        residual: &Floats,
+        x: &Floats,
+        weight: &[f32],
+    ) -> Result<(), Infallible> {
+        let Linear { rows, inputs, outputs } = dims;
+        let x = Matrix::rows(x, rows, inputs, inputs);
+        let weight = Matrix::rows(weight, outputs, inputs, inputs);
+        self.pool.install(|| {
+            let copies = y.par_chunks_mut(PART).zip(residual.par_chunks(PART));
+            copies.for_each(|(y, residual)| y.copy_from_slice(residual));
+            let y = MatrixMut::rows(y, rows, outputs, outputs);
+            multiply(y, true, x, weight.transposed(), self.threads);
+        });
         Ok(())
     }
 

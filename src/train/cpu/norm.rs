@@ -1,4 +1,4 @@
-//! RMSNorm, alone and fused with the residual stream.
+//! RMSNorm and its gradient.
 
 use rayon::prelude::*;
 
@@ -32,35 +32,6 @@ pub(super) fn forward(dims: Norm, h: &mut [f32], rstd: &mut [f32], x: &[f32], ga
             || {
                 for ((h, rstd), x) in h.chunks_exact_mut(width).zip(rstd).zip(x.chunks_exact(width)) {
                     *rstd = normalize(h, x, gain);
-                }
-            },
-        );
-    });
-}
-
-/// `y[N, W] = x + branch`, then as [`forward`].
-pub(super) fn add_forward(
-    dims: Norm,
-    y: &mut [f32],
-    h: &mut [f32],
-    rstd: &mut [f32],
-    [x, branch]: [&[f32]; 2],
-    gain: &[f32],
-) {
-    let Norm { rows, width } = dims;
-    let part = part_rows(width);
-    let parts = y[..rows * width].par_chunks_mut(part * width).zip(h.par_chunks_mut(part * width));
-    let parts = parts.zip(rstd[..rows].par_chunks_mut(part));
-    let parts = parts.zip(x.par_chunks(part * width)).zip(branch.par_chunks(part * width));
-    parts.for_each(|((((y, h), rstd), x), branch)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((y, x), branch) in y.iter_mut().zip(x).zip(branch) {
-                    *y = x + branch;
-                }
-                for ((h, rstd), y) in h.chunks_exact_mut(width).zip(rstd).zip(y.chunks_exact(width)) {
-                    *rstd = normalize(h, y, gain);
                 }
             },
         );

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::device::cuda::{Arena, CudaError, DeviceBuffer, Element, Product};
+use crate::device::cuda::{Addend, Arena, CudaError, DeviceBuffer, Element, Product};
 use crate::model::Shape;
 use crate::record::TrainConfig;
 use crate::stats;
@@ -16,7 +16,7 @@ use crate::train::ops::{Attended, Heads, Ops, Sequences};
 use crate::train::trainer::{Trainer, device};
 use crate::units::{Bytes, BytesPerSecond, Seconds};
 
-use super::Cuda;
+use super::{Cuda, plain};
 
 /// Bytes of the copy whose rate is the yardstick of memory: far beyond any cache.
 const COPY_BYTES: u64 = 1 << 30;
@@ -29,11 +29,11 @@ const STEPS: usize = 7;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// Matrix products.
+    /// Matrix products, two of each block with the residual stream.
     Products,
     /// Attention, forward and backward.
     Attention,
-    /// RMSNorm with the residual stream.
+    /// RMSNorm; backward with the residual stream.
     Norms,
     /// Rotary positions.
     Rotary,
@@ -101,7 +101,7 @@ impl Trainer<Cuda> {
         }
         let floor_s = parts.iter().map(|part| part.floor_s).sum();
         let measured_s = parts.iter().map(|part| part.measured_s).sum();
-        let flops: f64 = step_products(&config).iter().map(|(product, count)| product.flops() * *count as f64).sum();
+        let flops: f64 = step_products(&config).iter().map(|each| each.product.flops() * each.count as f64).sum();
         Ok(Floor { parts, floor_s, measured_s, copy_rate, hold_s: hold, product_flops: flops / products.0 })
     }
 
@@ -133,34 +133,44 @@ impl Trainer<Cuda> {
     }
 }
 
-/// The matrix products of one step, with how often each runs.
-fn step_products(config: &TrainConfig) -> Vec<(Product, usize)> {
+/// A matrix product of a step.
+#[derive(Debug, Clone, Copy)]
+struct StepProduct {
+    product: Product,
+    /// The residual stream is added to it.
+    adds_stream: bool,
+    /// How often a step runs it.
+    count: usize,
+}
+
+/// The matrix products of one step.
+fn step_products(config: &TrainConfig) -> Vec<StepProduct> {
     let Shape { layers, width, ffn, vocabulary, heads, .. } = config.shape;
     let rows = config.batch * config.context;
     let attended = heads * config.shape.head_size();
     let linears = [
-        (width, config.shape.qkv_rows(), layers),
-        (attended, width, layers),
-        (width, 2 * ffn, layers),
-        (ffn, width, layers),
-        (width, vocabulary, 1),
+        (width, config.shape.qkv_rows(), layers, false),
+        (attended, width, layers, true),
+        (width, 2 * ffn, layers, false),
+        (ffn, width, layers, true),
+        (width, vocabulary, 1, false),
     ];
-    let plain = |rows, columns, inner| Product { rows, columns, inner, a_transposed: false, b_transposed: false };
     linears
         .into_iter()
-        .flat_map(|(inputs, outputs, count)| {
+        .flat_map(|(inputs, outputs, times, adds_stream)| {
+            let count = times * config.accumulate;
             [
-                (Product { b_transposed: true, ..plain(rows, outputs, inputs) }, count),
-                (plain(rows, inputs, outputs), count),
-                (Product { a_transposed: true, ..plain(outputs, inputs, rows) }, count),
+                (Product { b_transposed: true, ..plain(rows, outputs, inputs) }, adds_stream),
+                (plain(rows, inputs, outputs), false),
+                (Product { a_transposed: true, ..plain(outputs, inputs, rows) }, false),
             ]
+            .map(|(product, adds_stream)| StepProduct { product, adds_stream, count })
         })
-        .map(|(product, count)| (product, count * config.accumulate))
         .collect()
 }
 
 /// The fewest bytes that each other part moves in a step: every tensor read once and written once. AdamW: 28 bytes a
-/// parameter, and 2 more where the norm is clipped; norms 16 D and SwiGLU 8 F for each block, rotary positions 4 Q, the
+/// parameter, and 2 more where the norm is clipped; norms 12 D and SwiGLU 8 F for each block, rotary positions 4 Q, the
 /// loss 4 bytes a logit and the embedding 6 D, with D, F and Q the bytes of the residual stream, of the inner layer and
 /// of queries and keys.
 fn bytes_moved(config: &TrainConfig) -> BTreeMap<Part, u64> {
@@ -172,7 +182,7 @@ fn bytes_moved(config: &TrainConfig) -> BTreeMap<Part, u64> {
     let layers = layers as u64;
     let each = if config.clip_norm.is_some() { 30 } else { 28 };
     BTreeMap::from([
-        (Part::Norms, 16 * layers * stream),
+        (Part::Norms, 12 * layers * stream),
         (Part::Rotary, 4 * layers * turned),
         (Part::Gates, 8 * layers * inner),
         (Part::Loss, 4 * tokens * vocabulary as u64),
@@ -202,15 +212,19 @@ impl Cuda {
     /// Time of the products of one step, each at its best.
     fn products_floor(&mut self, config: &TrainConfig, hold: Seconds) -> Result<Seconds, CudaError> {
         let mut sum = Seconds(0.0);
-        for (product, count) in step_products(config) {
+        for StepProduct { product, adds_stream, count } in step_products(config) {
             let Product { rows, columns, inner, .. } = product;
-            let elements = [rows * inner, inner * columns, rows * columns];
+            let added = if adds_stream { rows * columns } else { 0 };
+            let elements = [rows * inner, inner * columns, rows * columns, added];
             let bytes = elements.iter().map(|len| 2 * *len as u64 + 256).sum();
             let mut arena = Arena::new(&self.gpu, Bytes(bytes))?;
             let (a, b) = (self.filled(&mut arena, elements[0])?, self.filled(&mut arena, elements[1])?);
             let mut out = arena.take(elements[2], Element::Bf16)?;
-            let multiply =
-                |cuda: &mut Self| cuda.products.multiply(&cuda.stream, product, out.all_mut(), false, a.all(), b.all());
+            let stream = if adds_stream { Some(self.filled(&mut arena, added)?) } else { None };
+            let multiply = |cuda: &mut Self| {
+                let addend = stream.as_ref().map_or(Addend::Nothing, |stream| Addend::Other(stream.all()));
+                cuda.products.multiply(&cuda.stream, product, out.all_mut(), addend, a.all(), b.all())
+            };
             sum += Seconds(self.held(hold, multiply)?.0 * count as f64);
         }
         Ok(sum)

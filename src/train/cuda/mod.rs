@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use crate::device::cuda::kernels::{AdamWScalars, AdamWTensors, KernelSet, NormSaved, SortedTokens};
 use crate::device::cuda::{
-    Arena, Cache, CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Event, Events, Gpu, Graph, Pinned,
-    Product, Products, Stream,
+    Addend, Arena, Cache, CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Event, Events, Gpu, Graph,
+    Pinned, Product, Products, Stream,
 };
 use crate::model::place_in;
 use crate::units::{Bytes, Seconds};
@@ -159,7 +159,8 @@ impl Cuda {
         write: Write,
         [a, b]: [DeviceSlice<'_>; 2],
     ) -> Result<(), CudaError> {
-        self.products.multiply(&self.stream, product, out, write == Write::Accumulate, a, b)
+        let addend = if write == Write::Accumulate { Addend::Destination } else { Addend::Nothing };
+        self.products.multiply(&self.stream, product, out, addend, a, b)
     }
 
     /// Copies elements to the host and waits for them.
@@ -177,6 +178,11 @@ fn element(kind: Kind) -> Element {
         Kind::Working => Element::Bf16,
         Kind::Exact => Element::F32,
     }
+}
+
+/// A product of two matrices as they lie.
+fn plain(rows: usize, columns: usize, inner: usize) -> Product {
+    Product { rows, columns, inner, a_transposed: false, b_transposed: false }
 }
 
 /// bf16 to f32.
@@ -358,21 +364,6 @@ impl Ops for Cuda {
         self.kernels.norm.norm(&self.stream, [h.all_mut(), rstd.all_mut()], x.all(), gain, dims.rows)
     }
 
-    fn add_norm(
-        &mut self,
-        dims: Norm,
-        y: &mut DeviceBuffer,
-        h: &mut DeviceBuffer,
-        rstd: &mut DeviceBuffer,
-        x: &DeviceBuffer,
-        branch: &DeviceBuffer,
-        gain: DeviceSlice<'_>,
-    ) -> Result<(), CudaError> {
-        self.enter(Part::Norms)?;
-        let out = [y.all_mut(), h.all_mut(), rstd.all_mut()];
-        self.kernels.norm.add_norm(&self.stream, out, [x.all(), branch.all()], gain, dims.rows)
-    }
-
     fn norm_backward(
         &mut self,
         dims: Norm,
@@ -402,8 +393,23 @@ impl Ops for Cuda {
     ) -> Result<(), CudaError> {
         self.enter(Part::Products)?;
         let Linear { rows, inputs, outputs } = dims;
-        let product = Product { rows, columns: outputs, inner: inputs, a_transposed: false, b_transposed: true };
+        let product = Product { b_transposed: true, ..plain(rows, outputs, inputs) };
         self.multiply(product, y.all_mut(), Write::Overwrite, [x.all(), weight])
+    }
+
+    fn linear_add(
+        &mut self,
+        dims: Linear,
+        y: &mut DeviceBuffer,
+        residual: &DeviceBuffer,
+        x: &DeviceBuffer,
+        weight: DeviceSlice<'_>,
+    ) -> Result<(), CudaError> {
+        self.enter(Part::Products)?;
+        let Linear { rows, inputs, outputs } = dims;
+        let product = Product { b_transposed: true, ..plain(rows, outputs, inputs) };
+        let addend = Addend::Other(residual.all());
+        self.products.multiply(&self.stream, product, y.all_mut(), addend, x.all(), weight)
     }
 
     fn linear_backward_input(
@@ -415,8 +421,7 @@ impl Ops for Cuda {
     ) -> Result<(), CudaError> {
         self.enter(Part::Products)?;
         let Linear { rows, inputs, outputs } = dims;
-        let product = Product { rows, columns: inputs, inner: outputs, a_transposed: false, b_transposed: false };
-        self.multiply(product, dx.all_mut(), Write::Overwrite, [dy.all(), weight])
+        self.multiply(plain(rows, inputs, outputs), dx.all_mut(), Write::Overwrite, [dy.all(), weight])
     }
 
     fn linear_backward_weight(
@@ -429,7 +434,7 @@ impl Ops for Cuda {
     ) -> Result<(), CudaError> {
         self.enter(Part::Products)?;
         let Linear { rows, inputs, outputs } = dims;
-        let product = Product { rows: outputs, columns: inputs, inner: rows, a_transposed: true, b_transposed: false };
+        let product = Product { a_transposed: true, ..plain(outputs, inputs, rows) };
         self.multiply(product, dweight, write, [dy.all(), x.all()])
     }
 

@@ -115,6 +115,9 @@ fn linears<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
     let dy = put(ops, Kind::Working, &random(2, n * 2 * ffn, 1.0));
     let mut y = poisoned(ops, Kind::Working, n * 2 * ffn);
     ops.linear(dims, &mut y, &x, whole::<O>(&w)).unwrap();
+    let mut sum = poisoned(ops, Kind::Working, n * 2 * ffn);
+    ops.linear_add(dims, &mut sum, &dy, &x, whole::<O>(&w)).unwrap();
+    rows.push(Row { what: "residual + y", values: get(ops, &sum), tolerance: ROUNDED });
     let mut dx = poisoned(ops, Kind::Working, n * width);
     ops.linear_backward_input(dims, &mut dx, &dy, whole::<O>(&w)).unwrap();
     let mut dw = poisoned(ops, Kind::Working, 2 * ffn * width);
@@ -131,10 +134,9 @@ fn norms<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
     let width = config.shape.width;
     let dims = Norm { rows: n, width };
     let x = put(ops, Kind::Working, &random(3, n * width, 2.0));
-    let branch = put(ops, Kind::Working, &random(4, n * width, 1.0));
     let gain = put(ops, Kind::Working, &random(5, width, 1.0));
     let dh = put(ops, Kind::Working, &random(6, n * width, 1.0));
-    let [mut y, mut h, mut dx] = [(); 3].map(|()| poisoned(ops, Kind::Working, n * width));
+    let [mut h, mut dx] = [(); 2].map(|()| poisoned(ops, Kind::Working, n * width));
     let mut rstd = poisoned(ops, Kind::Exact, n);
     ops.norm(dims, &mut h, &mut rstd, &x, whole::<O>(&gain)).unwrap();
     rows.push(Row { what: "h", values: get(ops, &h), tolerance: ROUNDED });
@@ -146,10 +148,6 @@ fn norms<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
         rows.push(Row { what, values: get(ops, &dx), tolerance: ROUNDED });
         rows.push(Row { what: "dgain", values: get(ops, &dgain), tolerance: (0.01, 0.01) });
     }
-    let mut h = poisoned(ops, Kind::Working, n * width);
-    ops.add_norm(dims, &mut y, &mut h, &mut rstd, &x, &branch, whole::<O>(&gain)).unwrap();
-    rows.push(Row { what: "x + branch", values: get(ops, &y), tolerance: ROUNDED });
-    rows.push(Row { what: "h of the sum", values: get(ops, &h), tolerance: ROUNDED });
 }
 
 fn attends<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {

@@ -1,4 +1,4 @@
-// RMSNorm (Zhang and Sennrich, 2019) of rows of WIDTH, alone and fused with the residual stream.
+// RMSNorm (Zhang and Sennrich, 2019) of rows of WIDTH, and its gradient fused with that of the residual stream.
 //
 // Macros: WIDTH, a multiple of 8, up to 12288 (a row of sums in 48 KiB of shared memory).
 // TEAMS = 256 / TEAM rows of a block, with TEAM the smallest of 32, 64 and 128 that is not below W / 32, else 256.
@@ -91,29 +91,6 @@ norm_forward(bf16* h, float* rstd, const bf16* x, const bf16* gain, int rows) {
         Eight held[HELD];
         load_row(held, x + row * WIDTH);
         normalize(h + row * WIDTH, rstd + row, held, gain, turn++);
-    }
-}
-
-// `y[N, W] = x[N, W] + branch[N, W]`, rounded; then the norm of what was rounded. `y` may be `x` or `branch`.
-// Grid: `⌈N / TEAMS⌉`; block: 256; no dynamic shared memory. Moves 8·N·W bytes.
-extern "C" __global__ void __launch_bounds__(BLOCK, FORWARD_BLOCKS)
-add_norm(bf16* y, bf16* h, float* rstd, const bf16* x, const bf16* branch, const bf16* gain, int rows) {
-    int turn = 0;
-    for (long long row = blockIdx.x * TEAMS + team(); row < rows; row += gridDim.x * TEAMS) {
-        Eight sum[HELD], term[HELD];
-        load_row(sum, x + row * WIDTH);
-        load_row(term, branch + row * WIDTH);
-#pragma unroll
-        for (int step = 0; step < HELD; ++step) {
-            float sums[8], terms[8];
-            unpack(sums, sum[step]);
-            unpack(terms, term[step]);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) { sums[i] += terms[i]; }
-            sum[step] = packed(sums);
-            if (holds(step)) { store(y + row * WIDTH + column(step), sum[step]); }
-        }
-        normalize(h + row * WIDTH, rstd + row, sum, gain, turn++);
     }
 }
 

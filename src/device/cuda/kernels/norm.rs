@@ -1,4 +1,4 @@
-//! RMSNorm, alone and fused with the residual stream.
+//! RMSNorm, and its gradient fused with that of the residual stream.
 
 use crate::device::cuda::error::CudaError;
 use crate::device::cuda::memory::{DeviceSlice, DeviceSliceMut, Element};
@@ -17,7 +17,6 @@ const GAIN_BLOCK: usize = 512;
 #[derive(Debug)]
 pub struct NormKernels {
     norm: Function,
-    add_norm: Function,
     backward: Function,
     gain: Function,
     width: usize,
@@ -40,7 +39,6 @@ impl NormKernels {
     pub(super) fn of(kernels: &Kernels, sizes: &KernelSizes) -> Result<Self, CudaError> {
         Ok(Self {
             norm: kernels.function("norm_forward")?,
-            add_norm: kernels.function("add_norm")?,
             backward: kernels.function("norm_backward")?,
             gain: kernels.function("norm_gain")?,
             width: sizes.width,
@@ -78,36 +76,6 @@ impl NormKernels {
         let geometry = Geometry::row(rows.div_ceil(BLOCK / team(self.width)), BLOCK);
         // SAFETY: norm_forward(bf16*, float*, const bf16* ×2, int); lengths are checked above
         unsafe { self.norm.launch(stream, geometry, &mut arguments) }
-    }
-
-    /// `y[N, W] = x + branch`, then its norm.
-    ///
-    /// # Errors
-    /// The driver refused the launch.
-    ///
-    /// # Panics
-    /// If a buffer is too short: a bug of the caller.
-    pub fn add_norm(
-        &mut self,
-        stream: &Stream,
-        [mut y, mut h, mut rstd]: [DeviceSliceMut<'_>; 3],
-        [x, branch]: [DeviceSlice<'_>; 2],
-        gain: DeviceSlice<'_>,
-        rows: usize,
-    ) -> Result<(), CudaError> {
-        let len = rows * self.width;
-        let mut arguments = [
-            y.holding(len, Element::Bf16).into(),
-            h.holding(len, Element::Bf16).into(),
-            rstd.holding(rows, Element::F32).into(),
-            x.holding(len, Element::Bf16).into(),
-            branch.holding(len, Element::Bf16).into(),
-            gain.holding(self.width, Element::Bf16).into(),
-            int(rows),
-        ];
-        let geometry = Geometry::row(rows.div_ceil(BLOCK / team(self.width)), BLOCK);
-        // SAFETY: add_norm(bf16* ×2, float*, const bf16* ×3, int); lengths are checked above
-        unsafe { self.add_norm.launch(stream, geometry, &mut arguments) }
     }
 
     /// `dx[N, W] (+)=` the gradient below the norm, `dgain[W] (+)=` that of its gain.
