@@ -28,7 +28,7 @@ pub struct Trainer<O: Ops = Cpu> {
     data: Data,
     batch: Batch,
     pub(super) model: Decoder<O>,
-    gradients: Gradients<O>,
+    pub(super) gradients: Gradients<O>,
     adamw: AdamW<O>,
     index: usize,
     /// Steps that the device may not have finished.

@@ -319,16 +319,57 @@ fn of_preset(name: &str, batch: usize, context: usize, steps: usize) -> TrainCon
     TrainConfig { model: name.into(), steps, learning_rate: 1e-3, ..case(shape, batch, context) }
 }
 
+/// A trainer on the CPU that begins with weights that bf16 holds, as those of a GPU do.
+fn rounded(config: &TrainConfig) -> Trainer {
+    let mut trainer = alone(&TrainConfig { precision: Precision::F32, ..config.clone() });
+    for weight in trainer.model.weights.buckets.iter_mut().flat_map(|bucket| bucket.iter_mut()) {
+        *weight = half::bf16::from_f32(*weight).to_f32();
+    }
+    trainer
+}
+
+/// Root of the sum of squares.
+fn size(values: impl Iterator<Item = f32>) -> f64 {
+    values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn every_gradient_is_that_of_the_cpu() {
+    for (name, batch, context) in [("llama-tiny", 3, 97), ("llama-15m", 2, 64)] {
+        let config = TrainConfig { accumulate: 2, ..of_preset(name, batch, context, 1) };
+        let mut cpu = rounded(&config);
+        let _step = run(&mut cpu, &config);
+        let mut gpu = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
+        gpu.advance(&Clock::starting_now()).unwrap();
+        for parameter in config.shape.parameters() {
+            let role = parameter.role;
+            let wanted = cpu.gradients.view(role).to_vec();
+            let mut got = vec![0.0; wanted.len()];
+            gpu.ops.download(&mut got, gpu.gradients.view(role)).unwrap();
+            let error = size(got.iter().zip(&wanted).map(|(got, wanted)| got - wanted));
+            let wanted = size(wanted.into_iter());
+            assert!(error <= 0.02 * wanted, "{name} {role:?}: the gradient is off by {error} of {wanted}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs 1 GPU"]
 fn ten_steps_lose_what_the_cpu_loses() {
-    let config = TrainConfig { accumulate: 2, ..of_preset("llama-tiny", 3, 97, 10) };
-    let on_cpu = TrainConfig { precision: Precision::F32, ..config.clone() };
-    let wanted = run(&mut alone(&on_cpu), &on_cpu);
+    // AdamW's first steps move a weight by the learning rate however small its gradient: at 1e-3 two trainings on the
+    // CPU whose first weights differ by a rounding to bf16 have norms 2.5 % apart by the tenth step, here 0.1 %
+    let steady = TrainConfig { learning_rate: 1e-4, ..of_preset("llama-tiny", 3, 97, 10) };
+    let config = TrainConfig { accumulate: 2, ..steady };
+    let wanted = run(&mut rounded(&config), &config);
     let (got, _) = trained(&config, |_| {});
     for (got, wanted) in got.iter().zip(&wanted) {
-        close("loss", got.step.loss, wanted.step.loss, 0.0, 2e-3);
-        close("gradient norm", got.step.grad_norm, wanted.step.grad_norm, 0.0, 0.02);
+        let pairs = [("loss", got.step.loss, wanted.step.loss), ("norm", got.step.grad_norm, wanted.step.grad_norm)];
+        println!("step {}: {pairs:?}", got.step.index);
+    }
+    for (got, wanted) in got.iter().zip(&wanted) {
+        close("loss", got.step.loss, wanted.step.loss, 0.0, 1e-3);
+        close("gradient norm", got.step.grad_norm, wanted.step.grad_norm, 0.0, 0.01);
     }
 }
 
