@@ -85,6 +85,8 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
         order_seed: 1,
         trials: vec![Trial { name: "launch-1_ddp-4".into(), launch: 1, arm: Arm::Ddp, shares: (0..RANKS).collect() }],
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(9e3), stop_s: Seconds(1.0) },
+        nccl: NcclSettings::default(),
+        share_gpu: false,
         fields: Vec::new(),
     })
 }
@@ -107,6 +109,8 @@ fn write_rank(folder: &RunFolder, plan: &Plan, rank: usize) -> Result<(), Box<dy
         epoch_s: Seconds(0.0),
         config: plan.config.clone(),
         software: BTreeMap::new(),
+        nccl: NcclSettings::default(),
+        transport: None,
     };
     let mut writer = RankWriter::create(&folder.rank(&trial.name, rank), &head)?;
     let mut start = 0.0;

@@ -202,8 +202,108 @@ fn a_qualification_on_one_gpu_grades_nothing() {
     let output = command.args(["--steps", "24", "-o"]).arg(folder.path().join("run")).output().unwrap();
     let text = said(&output);
     assert_eq!(output.status.code(), Some(6), "{text}");
-    assert!(text.contains("2 ranks on GPUs: this process may use 1"), "{text}");
+    assert!(text.contains("2 ranks need 2 GPUs; this process may use 1"), "{text}");
     assert!(folder.path().join("run/report.html").exists(), "{text}");
+}
+
+/// An NCCL of that version in `folder`, which wants what lets ranks share a GPU, logs as NCCL does, and notices an error
+/// when it is asked for the `fails`-th time how it is.
+fn nccl(folder: &Path, version: u32, fails: u64) {
+    let wanted = if version < 23_000 { "NCCL_HOSTID" } else { "NCCL_MULTI_RANK_GPU_ENABLE" };
+    let init = format!(
+        "(void **to, int world, struct {{ char of[128]; }} id, int rank, int *config) {{
+            char *getenv(const char *);
+            if (!getenv(\"{wanted}\") || !getenv(\"NCCL_PROTO\") || id.of[7] != 42 || config[7] != 8) return 5;
+            void *log = fopen(getenv(\"NCCL_DEBUG_FILE\"), \"w\");
+            fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/02 : 0 1\\n\");
+            fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/0 : %d[%d] -> %d[%d] via SHM/direct/direct\\n\", rank, 0, 1 - rank, 0);
+            fclose(log);
+            *to = (void *)9; return 7; }}"
+    );
+    let state = format!(
+        "(void *comm, int *state) {{ static unsigned long long n; *state = ++n < {fails}ull ? 0 : 6; return 0; }}"
+    );
+    let rows = [
+        ("ncclGetVersion", format!("(int *version) {{ *version = {version}; return 0; }}")),
+        ("ncclGetUniqueId", "(char *id) { memset(id, 42, 128); return 0; }".into()),
+        ("ncclCommInitRankConfig", init),
+        ("ncclAllReduce", "(void) { return 7; }".into()),
+        ("ncclCommGetAsyncError", state),
+        ("ncclGetErrorString", "(int code) { return (long)(code == 6 ? \"remote process\" : \"stand-in\"); }".into()),
+    ];
+    library(folder, "libnccl.so.2", "nccl.rs", "", &rows);
+}
+
+/// Two ranks that share the GPU that is not there.
+fn train_two(folder: &Path) -> Output {
+    let mut command = rigscale(folder);
+    command.args([
+        "train",
+        "--device",
+        "cuda",
+        "--share-gpu",
+        "--world",
+        "1,2",
+        "--steps",
+        "6",
+        "--model",
+        "llama-tiny",
+    ]);
+    command.args(["--batch", "2", "--context", "64", "--bucket-mib", "0.5", "--nccl", "NCCL_PROTO=Simple", "-o"]);
+    command.arg(folder.join("run")).output().unwrap()
+}
+
+#[test]
+fn ranks_meet_over_nccl_and_record_how() {
+    for version in [22_809, 23_203] {
+        let folder = tempfile::tempdir().unwrap();
+        libraries(folder.path(), MEMORY, u64::MAX);
+        nccl(folder.path(), version, u64::MAX);
+        let output = train_two(folder.path());
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        for rank in 0..2 {
+            let place = folder.path().join(format!("run/runs/launch-1_ddp-2/rank-{rank}.jsonl"));
+            let text = fs::read_to_string(place).unwrap();
+            let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let head = &lines[0];
+            assert_eq!((&head["communicator"], &head["origin"]), (&"nccl".into(), &"shared-gpu".into()));
+            let version = format!("2.{}.{}", version / 100 % 100, version % 100);
+            assert_eq!(head["software"]["nccl"], version);
+            assert_eq!(head["transport"]["via"][(1 - rank).to_string()], "SHM/direct/direct");
+            assert_eq!(head["transport"]["ring"], serde_json::json!([0, 1]));
+            assert_eq!(
+                (&head["nccl"]["max_ctas"], &head["nccl"]["environment"]["NCCL_PROTO"]),
+                (&8.into(), &"Simple".into())
+            );
+            let of_step =
+                |step: u64| lines.iter().filter(|line| line["line"] == "bucket" && line["step"] == step).count();
+            assert!(of_step(0) == 3 && of_step(4) == of_step(0) && of_step(1) == 0, "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_nccl_notices_ends_the_run_as_a_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, 5);
+    let output = train_two(folder.path());
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("NCCL says 6 (remote process)"), "{}", said(&output));
+}
+
+#[test]
+fn an_nccl_that_is_too_old_is_refused_with_what_to_install() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 21_805, u64::MAX);
+    let output = train_two(folder.path());
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    let text = said(&output);
+    assert!(
+        text.contains("version 2.18.5; rigscale needs 2.19 or newer") && text.contains("nvidia-nccl-cu13"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -29,6 +29,8 @@ fn head() -> RunHead {
         epoch_s: Seconds(12.5),
         config: config(),
         software: BTreeMap::from([("kernel".into(), "6.1.0".into())]),
+        nccl: NcclSettings::default(),
+        transport: None,
     }
 }
 
@@ -285,6 +287,8 @@ fn plan() -> Plan {
         order_seed: u64::MAX,
         trials: vec![Trial { name: "launch-1_ddp-2".into(), launch: 1, arm: Arm::Ddp, shares: vec![0, 1] }],
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(100.0), stop_s: Seconds(1.0) },
+        nccl: NcclSettings::default(),
+        share_gpu: false,
         fields: vec![Field { key: "order".into(), value: "yes".into() }],
     }
 }

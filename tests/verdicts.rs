@@ -81,6 +81,8 @@ fn plan() -> Plan {
         order_seed: 1,
         trials,
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(15.0), trial_s: Seconds(90.0), stop_s: Seconds(1.0) },
+        nccl: NcclSettings::default(),
+        share_gpu: false,
         fields: Vec::new(),
     }
 }
@@ -102,6 +104,8 @@ fn head(plan: &Plan, trial: &Trial, rank: usize) -> RunHead {
         epoch_s: Seconds(0.0),
         config: plan.config.clone(),
         software: BTreeMap::from([("kernel".into(), "6.12".into())]),
+        nccl: NcclSettings::default(),
+        transport: None,
     }
 }
 

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::model::preset;
 use crate::record::{
-    Arm, Bucket, DataSource, Device, EndReason, Grade, Limits, Origin, Plan, Precision, RankFile, RunEnd, RunFiles,
-    RunHead, SCHEMA, Share, Step, TrainConfig, Trial,
+    Arm, Bucket, DataSource, Device, EndReason, Grade, Limits, NcclSettings, Origin, Plan, Precision, RankFile, RunEnd,
+    RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Trial,
 };
 use crate::units::{Bytes, Seconds, Tokens};
 
@@ -298,6 +298,8 @@ fn head(plan: &Plan, trial: &Trial, rank: usize) -> RunHead {
         epoch_s: Seconds(0.0),
         config: plan.config.clone(),
         software: [("kernel".into(), "6.12".into())].into(),
+        nccl: NcclSettings::default(),
+        transport: None,
     }
 }
 
@@ -326,6 +328,8 @@ fn plan(machine: &Machine, trials: Vec<Trial>) -> Plan {
         order_seed: machine.seed,
         trials,
         limits: Limits { meet_s: Seconds(60.0), step_s: Seconds(60.0), trial_s: Seconds(600.0), stop_s: Seconds(2.0) },
+        nccl: NcclSettings::default(),
+        share_gpu: false,
         fields: Vec::new(),
     }
 }

@@ -11,7 +11,7 @@ use crate::launch::LaunchError;
 use crate::model::preset;
 use crate::record::{DataSource, Precision, TrainConfig};
 use crate::topology::PciAddress;
-use crate::train::{DataShare, Floor, Trainer};
+use crate::train::{DataShare, Floor, Reducer, Trainer};
 use crate::units::{Bytes, Seconds};
 
 use super::probe::{plain_table, write_table};
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let config = config(args)?;
     let share = DataShare { rank: 0, world: 1 };
     out.remark(format!("about {} to hold 15 matrix products and attention for {} each", args.hold * 17.0, args.hold));
-    let mut trainer = Trainer::on_gpu(&config, share, gpu).map_err(LaunchError::Train)?;
+    let mut trainer = Trainer::on_gpu(&config, share, (gpu, 1), |_| Ok(Reducer::none())).map_err(LaunchError::Train)?;
     trainer.remarks().iter().for_each(|line| out.remark(line));
     trainer.cuda().attention_times().iter().for_each(|line| out.remark(line));
     let floor = trainer.floor(args.hold).map_err(LaunchError::Train)?;

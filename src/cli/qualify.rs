@@ -114,13 +114,19 @@ fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
     let order_seed = config.seed;
     Ok(Wanted {
         device,
-        grade: if device == Device::Cpu { Grade::CpuRanks } else { Grade::Provisional },
+        grade: match device {
+            Device::Cpu => Grade::CpuRanks,
+            Device::Cuda if args.workload.share_gpu => Grade::Ungraded,
+            Device::Cuda => Grade::Provisional,
+        },
         config,
         arms: vec![Arm::Solo, Arm::Together, Arm::Ddp],
         target: args.target,
         launches,
         extension: args.extend,
         budget,
+        nccl: args.workload.nccl(),
+        share_gpu: args.workload.share_gpu,
         fields: args.field.clone(),
         order_seed,
     })

@@ -51,7 +51,7 @@ impl Session {
             Device::Cpu => cpu_shares(&look.topology.cores(), &workload.world),
             Device::Cuda => {
                 let gpus = chosen(&workload.gpus, &cuda_gpus()?)?;
-                gpu_shares(&places(&gpus, &look.topology), &look.topology.cores(), &workload.world)
+                gpu_shares(&places(&gpus, &look.topology), &look.topology.cores(), &workload.world, workload.share_gpu)
             }
         };
         if fit.worlds.is_empty() {

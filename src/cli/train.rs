@@ -84,6 +84,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         launches: 1,
         extension: 0,
         budget: Seconds(1.0),
+        nccl: args.workload.nccl(),
+        share_gpu: args.workload.share_gpu,
         fields: Vec::new(),
     };
     let now = jiff::Timestamp::now();

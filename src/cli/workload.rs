@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::model::{UnknownModel, preset};
-use crate::record::{DataSource, Device, Precision, TrainConfig};
+use crate::record::{DataSource, Device, NcclSettings, Precision, TrainConfig};
 use crate::units::Bytes;
 
 /// More ranks than this are no workstation.
@@ -23,6 +23,16 @@ pub(super) struct Workload {
     /// GPUs to use: how many, or their PCI addresses separated by commas; all if not given
     #[arg(long, value_name = "COUNT|LIST", value_delimiter = ',')]
     pub(super) gpus: Vec<String>,
+
+    /// Put all ranks on the first GPU: a laboratory for a machine with one, never graded. Start it under
+    /// scripts/one-gpu-lab, so that ranks run side by side instead of in turn
+    #[arg(long)]
+    pub(super) share_gpu: bool,
+
+    /// What NCCL is told: a variable of its environment, or min-ctas, max-ctas, cga-cluster-size, cta-policy of its
+    /// communicator; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_nccl)]
+    nccl: Vec<(String, String)>,
 
     /// Model to train, as `rigscale models` lists them; llama-125m on GPUs and llama-15m on the CPU if not given
     #[arg(long, value_name = "NAME")]
@@ -109,6 +119,18 @@ impl Compute {
 }
 
 impl Workload {
+    /// What NCCL is told.
+    pub(super) fn nccl(&self) -> NcclSettings {
+        let mut settings = NcclSettings::default();
+        for (name, value) in &self.nccl {
+            match field(&mut settings, name) {
+                Some(field) => *field = value.parse().ok(),
+                None => drop(settings.environment.insert(name.clone(), value.clone())),
+            }
+        }
+        settings
+    }
+
     /// The training that these flags ask for on `device`; `steps` is 0 where the plan shall choose.
     ///
     /// # Errors
@@ -143,6 +165,30 @@ impl Workload {
             bucket_events_every: 4,
         })
     }
+}
+
+/// The setting of a communicator that is called `name`.
+fn field<'a>(settings: &'a mut NcclSettings, name: &str) -> Option<&'a mut Option<u32>> {
+    match name {
+        "min-ctas" => Some(&mut settings.min_ctas),
+        "max-ctas" => Some(&mut settings.max_ctas),
+        "cga-cluster-size" => Some(&mut settings.cga_cluster_size),
+        "cta-policy" => Some(&mut settings.cta_policy),
+        _ => None,
+    }
+}
+
+fn parse_nccl(text: &str) -> Result<(String, String), String> {
+    let wanted = "give a name and a value, as in --nccl NCCL_P2P_LEVEL=SYS or --nccl max-ctas=8";
+    let (name, value) = text.split_once('=').ok_or(wanted)?;
+    let is_field = field(&mut NcclSettings::default(), name).is_some();
+    if is_field && value.parse::<u32>().is_err() {
+        return Err(format!("{name} is a number, as in --nccl max-ctas=8"));
+    }
+    if !is_field && !name.starts_with("NCCL_") {
+        return Err(format!("{name} is no setting of NCCL; {wanted}"));
+    }
+    Ok((name.into(), value.into()))
 }
 
 fn parse_world(text: &str) -> Result<usize, String> {

@@ -2,21 +2,24 @@
 //! Knows ranks, world size and buffers; hides chunks, meetings and shared memory.
 //! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
 
+mod nccl;
 mod shm;
 mod solo;
 
+pub use nccl::Nccl;
 pub use shm::Shm;
 pub use solo::Solo;
 
 use thiserror::Error;
 
 use crate::device::DeviceError;
+use crate::device::cuda::CudaError;
 use crate::units::Seconds;
 
 /// Sums buffers over the ranks of one training.
 ///
 /// Every rank calls the same methods in the same order with buffers of the same lengths.
-pub trait Communicator: Send {
+pub trait Communicator {
     /// What it can reduce.
     type Buf;
 
@@ -95,7 +98,24 @@ pub enum CommError {
         /// Which of the buffers of the call, from 0.
         buffer: usize,
     },
+    /// A sum did not end: at least one rank did not take part.
+    #[error("rank {rank} waited {limit} for a sum in which not all ranks took part")]
+    Late {
+        /// Who noticed.
+        rank: usize,
+        /// How long was waited.
+        limit: Seconds,
+    },
     /// The memory shared by the ranks could not be made or joined.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// NCCL or the GPU failed, or the exchange was broken off.
+    #[error(transparent)]
+    Gpu(Box<CudaError>),
+}
+
+impl From<CudaError> for CommError {
+    fn from(error: CudaError) -> Self {
+        Self::Gpu(Box::new(error))
+    }
 }

@@ -27,7 +27,7 @@ pub use gpu_sample::GpuSample;
 pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
 pub use nvml::{DriverFact, GpuFact, Nvml, PeerFact};
-pub use process::{CpuTimes, end_with_parent, peak_resident};
+pub use process::{CpuTimes, end_with_parent, is_stopped, peak_resident, set_environment};
 pub use product::{Matrix, MatrixMut, multiply};
 pub(crate) use rank_group::{Fault, RankGroup};
 pub use shared_memory::SharedMemory;

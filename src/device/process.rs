@@ -26,6 +26,32 @@ pub fn end_with_parent(parent: u32) -> Result<(), DeviceError> {
     }
 }
 
+/// Sets variables of this process's environment, for libraries that are loaded later.
+///
+/// # Errors
+/// The process has more than one thread: another may be reading its environment.
+pub fn set_environment<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), DeviceError> {
+    let pid = std::process::id();
+    let threads = fs::read_dir("/proc/self/task").map(Iterator::count);
+    if !matches!(threads, Ok(1)) {
+        let source = io::Error::other("it has several threads already");
+        return Err(DeviceError::Process { attempt: "set the environment", pid, source });
+    }
+    for (name, value) in variables {
+        // SAFETY: this is the only thread
+        unsafe { std::env::set_var(name, value) };
+    }
+    Ok(())
+}
+
+/// Whether somebody has stopped the process (`T` or `t` in proc_pid_stat(5)).
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the name, in parentheses, may hold anything
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
+}
+
 /// The largest resident memory of this process since its exec (`VmHWM`). `getrusage` would count its parent's too,
 /// as that maximum survives exec.
 ///

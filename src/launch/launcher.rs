@@ -163,7 +163,12 @@ impl Launcher<'_> {
         let memory = shared_memory(plan, trial)?;
         let exchange = match (&memory, trial.arm) {
             (Some(memory), _) => Exchange::SharedMemory { fd: memory.raw_fd() },
-            (None, Arm::Ddp) if plan.device == Device::Cpu => Exchange::Solo,
+            // one rank alone needs no NCCL; beside larger worlds it passes through the same machinery as they do
+            (None, Arm::Ddp) if plan.device == Device::Cuda && plan.worlds.iter().any(|world| *world > 1) => {
+                Exchange::Nccl
+            }
+            (None, Arm::Ddp) if plan.device == Device::Cuda => Exchange::None,
+            (None, Arm::Ddp) => Exchange::Solo,
             (None, _) => Exchange::None,
         };
         let epoch = Clock::monotonic();
@@ -194,6 +199,7 @@ impl Launcher<'_> {
             Exchange::None => "none",
             Exchange::Solo => "solo",
             Exchange::SharedMemory { .. } => "shm",
+            Exchange::Nccl => "nccl",
         };
         let (data_rank, data_world) = match trial.arm {
             Arm::Solo => (share.index, plan.shares.len()),
@@ -203,7 +209,7 @@ impl Launcher<'_> {
             schema: SCHEMA,
             rigscale: env!("CARGO_PKG_VERSION").into(),
             trial: trial.name.clone(),
-            origin: Origin::Measured,
+            origin: if plan.share_gpu { Origin::SharedGpu } else { Origin::Measured },
             device: plan.device,
             arm: trial.arm,
             launch: trial.launch,
@@ -215,6 +221,8 @@ impl Launcher<'_> {
             epoch_s: epoch,
             config: plan.config.clone(),
             software: self.software.clone(),
+            nccl: plan.nccl.clone(),
+            transport: None,
         };
         let file = rank_path(place, rank);
         Assignment {
@@ -224,6 +232,7 @@ impl Launcher<'_> {
             data_rank,
             data_world,
             exchange,
+            gpu_sharers: if plan.share_gpu { plan.shares.len() } else { 1 },
             checkpoints: self.checkpoints && rank == 0 && trial.launch > 0,
             limits: plan.limits.clone(),
         }
@@ -250,7 +259,7 @@ impl Launcher<'_> {
 /// The memory in which the ranks of a ddp trial keep and reduce their gradients.
 fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, LaunchError> {
     let world = trial.shares.len();
-    if trial.arm != Arm::Ddp || world == 1 {
+    if trial.arm != Arm::Ddp || world == 1 || plan.device == Device::Cuda {
         return Ok(None);
     }
     let lengths = gradient_bucket_lengths(&plan.config)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::cuda::NcclId;
 use crate::record::{Limits, RunHead};
 use crate::units::Seconds;
 
@@ -26,6 +27,8 @@ pub(super) struct Assignment {
     pub(super) exchange: Exchange,
     /// Whether it keeps its weights before the first step and after the last, beside its rank file.
     pub(super) checkpoints: bool,
+    /// Ranks that share its GPU; 1 where it has it alone.
+    pub(super) gpu_sharers: usize,
     /// Limits on its waiting.
     pub(super) limits: Limits,
 }
@@ -43,12 +46,16 @@ pub(super) enum Exchange {
         /// File descriptor.
         fd: i32,
     },
+    /// Through NCCL; the ranks meet over an id that rank 0 makes.
+    Nccl,
 }
 
 /// What a rank reads after its assignment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
+    /// Every rank has built its model: meet under this id of NCCL.
+    Meet(NcclId),
     /// All ranks are ready: step.
     Go,
     /// The user interrupted: end after this step.
@@ -68,6 +75,11 @@ pub(super) enum Message {
     },
     /// It is at work on something that takes longer than a step.
     Busy,
+    /// The model is built, and this rank goes to meet its peers over NCCL.
+    Meets {
+        /// The id under which all meet: rank 0 makes it.
+        id: Option<NcclId>,
+    },
     /// The model is built and the peers are met.
     Ready,
     /// A step is done and recorded.
@@ -98,6 +110,8 @@ pub(super) enum Cause {
     PeerDied,
     /// A peer stayed away beyond the limit.
     PeerLate,
+    /// Some peer, nobody knows which, stayed away beyond the limit.
+    Unmet,
     /// What the user asked for cannot be trained: tokens outside the vocabulary, too little memory.
     Input,
     /// The record could not be written.

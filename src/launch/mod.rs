@@ -5,6 +5,7 @@
 mod error;
 mod launcher;
 mod message;
+mod nccl_log;
 mod plan;
 mod rank;
 mod ranks;

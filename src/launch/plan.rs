@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::record::{Arm, Device, Field, Grade, Limits, Plan, SCHEMA, TrainConfig, Trial};
+use crate::record::{Arm, Device, Field, Grade, Limits, NcclSettings, Plan, SCHEMA, TrainConfig, Trial};
 use crate::units::{Bytes, Seconds, Tokens};
 
 use super::shares::{Fit, shares_of};
@@ -20,6 +20,10 @@ const STEP_LIMIT_MIN: Seconds = Seconds(15.0);
 
 /// A rank that was told to stop gets so long; Ctrl-C must be done within 2 s.
 const STOP_LIMIT: Seconds = Seconds(1.0);
+
+/// On a GPU what runs there ends first, and NCCL's threads with it: seldom more than a second, but a process that is
+/// killed with work under way can take the GPU's other users with it.
+const STOP_LIMIT_GPU: Seconds = Seconds(4.0);
 
 /// Process start, model building and teardown of one trial, seen on CPU ranks.
 const TRIAL_OVERHEAD: Seconds = Seconds(0.8);
@@ -49,6 +53,10 @@ pub struct Wanted {
     pub extension: u32,
     /// Time that all launches together may take.
     pub budget: Seconds,
+    /// What NCCL is told.
+    pub nccl: NcclSettings,
+    /// Whether ranks share one GPU.
+    pub share_gpu: bool,
     /// Lines for the sheet.
     pub fields: Vec<Field>,
     /// Seed of the order of trials.
@@ -79,6 +87,8 @@ pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Times
         skipped: fit.skipped.clone(),
         shares: fit.shares.clone(),
         config,
+        nccl: wanted.nccl.clone(),
+        share_gpu: wanted.share_gpu,
         why,
         gradient_bytes,
         flops_per_step,
@@ -88,7 +98,7 @@ pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Times
         heating_steps,
         order_seed: wanted.order_seed,
         trials,
-        limits: limits(step_estimate, steps),
+        limits: limits(wanted.device, step_estimate, steps),
         fields: wanted.fields.clone(),
     }
 }
@@ -183,17 +193,18 @@ pub(super) fn calibration_limits(plan: &Plan, steps: usize) -> Limits {
     const FIRST_STEP: Seconds = Seconds(60.0);
     if plan.device == Device::Cuda {
         let step = Seconds(plan.flops_per_step / SLOWEST_GPU + FIRST_STEP.0);
-        return limits(Seconds(step.0 / STEP_LIMIT_FACTOR), steps);
+        return limits(plan.device, Seconds(step.0 / STEP_LIMIT_FACTOR), steps);
     }
     let cpus = plan.shares.iter().map(|share| share.cpus.len()).min().unwrap_or(1).max(1);
-    limits(Seconds(plan.flops_per_step / (SLOWEST_CORE * cpus as f64) / STEP_LIMIT_FACTOR), steps)
+    limits(plan.device, Seconds(plan.flops_per_step / (SLOWEST_CORE * cpus as f64) / STEP_LIMIT_FACTOR), steps)
 }
 
-pub(super) fn limits(step_estimate: Seconds, steps: usize) -> Limits {
+pub(super) fn limits(device: Device, step_estimate: Seconds, steps: usize) -> Limits {
     let step_s = Seconds((step_estimate.0 * STEP_LIMIT_FACTOR).max(STEP_LIMIT_MIN.0));
     // a trial whose steps keep their own limit is slow, not stuck: it is judged, not stopped
     let trial_s = Seconds(MEET_LIMIT.0 + step_s.0 * (steps + 1) as f64);
-    Limits { meet_s: MEET_LIMIT, step_s, trial_s, stop_s: STOP_LIMIT }
+    let stop_s = if device == Device::Cuda { STOP_LIMIT_GPU } else { STOP_LIMIT };
+    Limits { meet_s: MEET_LIMIT, step_s, trial_s, stop_s }
 }
 
 fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, trials: usize) -> Vec<String> {
@@ -262,6 +273,8 @@ mod tests {
             launches: 3,
             extension: 2,
             budget: Seconds(60.0),
+            nccl: NcclSettings::default(),
+            share_gpu: false,
             fields: Vec::new(),
             order_seed: 7,
         }

@@ -1,24 +1,30 @@
 //! One rank of a trial: reads its assignment, trains, records every step, and says how far it is.
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs;
 use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::comm::{CommError, Shm, Solo};
+use crate::comm::{CommError, Nccl, Shm, Solo};
+use crate::device::cuda::{Breaker, CudaError, Gpu, NcclId, NcclLibrary, NcclSettings};
 use crate::device::{self, Clock, CpuTimes, Floats};
 use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
 use crate::train::{
-    DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer, Training, gradient_bucket_lengths,
+    Cuda, DataShare, ExchangeError, NcclQueue, Reducer, StepRecord, TrainError, Trainer, Training,
+    gradient_bucket_lengths,
 };
 use crate::units::Seconds;
 
 use super::error::chain;
 use super::message::{Assignment, Cause, Exchange, Message, Order};
+use super::nccl_log;
 
 /// Steps that may wait for their record to be written; beyond it the rank waits too.
 const UNWRITTEN_MAX: usize = 64;
@@ -47,6 +53,9 @@ impl GaveUp {
         let (cause, blames) = match error {
             CommError::PeerDied { peer, .. } | CommError::PeerLeft { peer, .. } => (Cause::PeerDied, Some(*peer)),
             CommError::PeerLate { peer, .. } => (Cause::PeerLate, Some(*peer)),
+            // NCCL does not say who is missing; the launcher sees who is
+            CommError::Late { .. } => (Cause::Unmet, None),
+            CommError::Gpu(error) if matches!(**error, CudaError::NotMet { .. }) => (Cause::Unmet, None),
             _ => (Cause::Other, None),
         };
         Self { cause, text: chain(whole), blames }
@@ -82,16 +91,36 @@ impl From<CommError> for GaveUp {
 
 /// What the launcher ordered last, for the training loop to look at between steps.
 #[derive(Debug, Clone, Default)]
-struct Ordered(Arc<AtomicU8>);
+struct Ordered(Arc<Orders>);
+
+#[derive(Debug, Default)]
+struct Orders {
+    end: AtomicU8,
+    /// What ends every wait for other GPUs.
+    breaker: Mutex<Option<Breaker>>,
+}
 
 impl Ordered {
+    /// Other ranks will not come to the next sum, or not all: whatever this one waits for on its GPU ends now.
     fn set(&self, reason: EndReason) {
-        self.0.store(if reason == EndReason::Interrupted { 1 } else { 2 }, Ordering::Relaxed);
+        self.0.end.store(if reason == EndReason::Interrupted { 1 } else { 2 }, Ordering::SeqCst);
+        if let Some(breaker) = &*self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner) {
+            breaker.abort();
+        }
+    }
+
+    /// Takes what ends the waits; at once, if the order came before.
+    fn arm(&self, breaker: Breaker) {
+        let mut place = self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.to_end().is_some() {
+            breaker.abort();
+        }
+        *place = Some(breaker);
     }
 
     /// Why the rank should end, if it should.
     fn to_end(&self) -> Option<EndReason> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.end.load(Ordering::SeqCst) {
             0 => None,
             1 => Some(EndReason::Interrupted),
             _ => Some(EndReason::Stopped),
@@ -121,13 +150,23 @@ pub fn rank_main() -> ExitCode {
 }
 
 fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
-    device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
+    if assignment.gpu_sharers == 1 {
+        device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
+    }
+    let log = match assignment.exchange {
+        Exchange::Nccl => Some(set_up_nccl(&mut assignment)?),
+        _ => None,
+    };
     device::pin_to(&assignment.head.share.cpus).map_err(GaveUp::other)?;
     let (go, released) = mpsc::sync_channel(1);
+    let (meet, ids) = mpsc::sync_channel(1);
     let ordered = Ordered::default();
-    obey(go, ordered.clone(), assignment.limits.stop_s)?;
-    let mut training = training(&assignment)?;
+    obey((go, meet), ordered.clone(), assignment.limits.stop_s)?;
+    let mut training = training(&assignment, &ordered, &ids)?;
     assignment.head.software.extend(training.software());
+    // a log that cannot be read leaves the way unknown; the training does not depend on it
+    let text = log.and_then(|log| fs::read_to_string(log).ok());
+    assignment.head.transport = text.map(|text| nccl_log::transport(&text, assignment.head.rank));
     training.remarks().into_iter().for_each(|text| say(&Message::Remark { text }));
     let writer = RankWriter::create(&assignment.file, &assignment.head)?;
     say(&Message::Ready);
@@ -226,18 +265,25 @@ fn end(training: &mut Training, reason: EndReason, steps: usize, stolen: Option<
 }
 
 /// Builds the training on the device of its share, with the exchange that the trial asks for.
-fn training(assignment: &Assignment) -> Result<Training, GaveUp> {
+fn training(assignment: &Assignment, ordered: &Ordered, ids: &Receiver<NcclId>) -> Result<Training, GaveUp> {
     let head = &assignment.head;
     let data = DataShare { rank: assignment.data_rank, world: assignment.data_world };
     if let Some(address) = &head.share.gpu {
         let address = address.parse().map_err(GaveUp::other)?;
-        return Ok(Training::Cuda(Box::new(Trainer::on_gpu(&head.config, data, address)?)));
+        let reducer = |gpu: &Gpu| match assignment.exchange {
+            Exchange::Nccl => meet(assignment, gpu, ordered, ids),
+            _ => Ok(Reducer::none()),
+        };
+        let trainer = Trainer::on_gpu(&head.config, data, (address, assignment.gpu_sharers), reducer)?;
+        return Ok(Training::Cuda(Box::new(trainer)));
     }
     let lengths = gradient_bucket_lengths(&head.config)?;
     let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
     let (reducer, buckets) = match assignment.exchange {
         Exchange::None => (Reducer::none(), own()),
         Exchange::Solo => (Reducer::threaded(Solo)?, own()),
+        // NCCL sums on GPUs
+        Exchange::Nccl => unreachable!("a rank without a GPU was told to meet others over NCCL"),
         Exchange::SharedMemory { fd } => {
             let (shm, buckets) = Shm::join(fd, head.rank, head.world, &lengths, assignment.limits.step_s)?;
             (Reducer::threaded(shm)?, buckets)
@@ -247,24 +293,93 @@ fn training(assignment: &Assignment) -> Result<Training, GaveUp> {
     Ok(Training::Cpu(Box::new(trainer)))
 }
 
+/// Tells NCCL by its environment, before any thread could read that, what was asked for; gives the file of its log.
+fn set_up_nccl(assignment: &mut Assignment) -> Result<PathBuf, GaveUp> {
+    let library = NcclLibrary::load().map_err(TrainError::from)?;
+    let head = &mut assignment.head;
+    head.software.insert("nccl".into(), library.version());
+    let log = assignment.file.with_extension("nccl.log");
+    let mut variables = nccl_log::debug_settings(&log.to_string_lossy());
+    if assignment.gpu_sharers > 1 {
+        variables.extend(sharing(&library, head.rank));
+        head.nccl.max_ctas.get_or_insert(SHARED_CTAS);
+    }
+    variables.extend(head.nccl.environment.clone());
+    let pairs = variables.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    device::set_environment(pairs).map_err(GaveUp::other)?;
+    Ok(log)
+}
+
+/// Thread blocks of a collective where ranks share a GPU: NCCL's own choice is for a whole one, and what does not fit
+/// beside the others' hangs.
+const SHARED_CTAS: u32 = 8;
+
+/// What lets several ranks of one GPU form a communicator.
+fn sharing(library: &NcclLibrary, rank: usize) -> BTreeMap<String, String> {
+    let host = format!("rank-{rank}");
+    let pairs: &[(&str, &str)] = if library.shares_gpu() {
+        &[("NCCL_MULTI_RANK_GPU_ENABLE", "1"), ("NCCL_NVLS_ENABLE", "0"), ("NCCL_NET_GDR_LEVEL", "LOC")]
+    } else {
+        // each rank passes for a host of its own, and they talk over the loopback interface
+        &[
+            ("NCCL_HOSTID", host.as_str()),
+            ("NCCL_SOCKET_IFNAME", "lo"),
+            ("NCCL_NET", "Socket"),
+            ("NCCL_NET_PLUGIN", "none"),
+            ("NCCL_MNNVL_ENABLE", "0"),
+            ("NCCL_CUMEM_ENABLE", "0"),
+            ("NCCL_NVLS_ENABLE", "0"),
+        ]
+    };
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// Meets the other ranks over NCCL.
+fn meet(
+    assignment: &Assignment,
+    gpu: &Gpu,
+    ordered: &Ordered,
+    ids: &Receiver<NcclId>,
+) -> Result<Reducer<Cuda>, TrainError> {
+    let head = &assignment.head;
+    let id = if head.rank == 0 { Some(NcclLibrary::load()?.new_id()?) } else { None };
+    say(&Message::Meets { id });
+    // a launcher that closes the channel has ordered the end
+    let id = ids.recv().map_err(|_| CudaError::Broken)?;
+    let settings = NcclSettings {
+        min_ctas: head.nccl.min_ctas,
+        max_ctas: head.nccl.max_ctas,
+        cga_cluster_size: head.nccl.cga_cluster_size,
+        cta_policy: head.nccl.cta_policy,
+    };
+    let limits = (assignment.limits.meet_s, assignment.limits.step_s);
+    let nccl = Nccl::join(gpu, &id, (head.rank, head.world), settings, limits, |breaker| ordered.arm(breaker))
+        .map_err(|source| TrainError::Exchange { step: 0, source: source.into() })?;
+    Ok(Reducer::queued(NcclQueue::new(nccl)))
+}
+
 /// Reads orders until the launcher closes the pipe. A launcher that is gone ends the rank, in order if it can be.
-fn obey(go: SyncSender<()>, ordered: Ordered, limit: Seconds) -> Result<(), GaveUp> {
+fn obey((go, meet): (SyncSender<()>, SyncSender<NcclId>), ordered: Ordered, limit: Seconds) -> Result<(), GaveUp> {
     let listen = move || {
-        // before the release nobody looks at `ordered`: closing this channel ends the rank
-        let mut go = Some(go);
+        // before the release nobody looks at `ordered`: closing these channels ends the rank
+        let mut start = Some((go, meet));
         for line in io::stdin().lock().lines() {
             match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
+                Some(Order::Meet(id)) => {
+                    let _ = start.as_ref().map(|(_, meet)| meet.send(id).is_ok());
+                    continue;
+                }
                 Some(Order::Go) => {
-                    let _ = go.take().map(|go| go.send(()));
+                    let _ = start.take().map(|(go, _)| go.send(()));
                     continue;
                 }
                 Some(Order::Interrupt) => ordered.set(EndReason::Interrupted),
                 Some(Order::Stop) | None => ordered.set(EndReason::Stopped),
             }
-            go = None;
+            start = None;
         }
         ordered.set(EndReason::Stopped);
-        drop(go);
+        drop(start);
         thread::sleep(Duration::from_secs_f64(limit.0));
         std::process::exit(i32::from(GAVE_UP));
     };

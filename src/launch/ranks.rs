@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::device::is_stopped;
 use crate::units::Seconds;
 
 use super::LaunchError;
@@ -74,10 +75,15 @@ impl Ranks {
     }
 
     /// Sends an order to all. A rank that is gone cannot hear it, which shows elsewhere.
-    pub(super) fn order(&mut self, order: Order) {
+    pub(super) fn order(&mut self, order: &Order) {
         for rank in &mut self.ranks {
-            let _ = send(&mut rank.orders, &order);
+            let _ = send(&mut rank.orders, order);
         }
+    }
+
+    /// Whether somebody has stopped a rank's process (SIGSTOP, a debugger).
+    pub(super) fn is_stopped(&self, rank: usize) -> bool {
+        is_stopped(self.ranks[rank].child.id())
     }
 
     /// How a rank's process ended, if it has.

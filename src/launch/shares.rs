@@ -43,37 +43,41 @@ pub struct GpuPlace {
     pub numa_node: Option<u32>,
 }
 
-/// A GPU for the rank, and beside it the cores of its NUMA node, or all where it has none. Larger worlds are skipped:
-/// gradients do not travel between GPUs yet.
+/// A GPU for each rank, and beside it an equal part of the cores of its NUMA node, or of all where it has none. With
+/// `shared` all ranks are on the first GPU.
 #[must_use]
-pub fn gpu_shares(gpus: &[GpuPlace], cores: &[Core], worlds: &[usize]) -> Fit {
-    let fits = |world: &&usize| **world == 1 && !gpus.is_empty();
-    let skipped = worlds
-        .iter()
-        .filter(|world| !fits(world))
-        .map(|world| SkippedWorld { world: *world, why: format!("{world} ranks on GPUs: {}", why_not(*world, gpus)) })
-        .collect();
-    let worlds: Vec<usize> = worlds.iter().filter(fits).copied().take(1).collect();
-    let shares = gpus.iter().take(worlds.len()).map(|gpu| gpu_share(*gpu, cores)).collect();
-    Fit { shares, worlds, skipped }
+pub fn gpu_shares(gpus: &[GpuPlace], cores: &[Core], worlds: &[usize], shared: bool) -> Fit {
+    let room = if shared { usize::MAX } else { gpus.len() };
+    let (mut fitting, missing): (Vec<usize>, Vec<usize>) = worlds.iter().partition(|world| **world <= room);
+    fitting.sort_unstable();
+    fitting.dedup();
+    let why = |world| format!("{world} ranks need {world} GPUs; this process may use {}", gpus.len());
+    let skipped = missing.into_iter().map(|world| SkippedWorld { world, why: why(world) }).collect();
+    let largest = fitting.last().copied().unwrap_or(0);
+    let places: Vec<GpuPlace> = if shared {
+        gpus.iter().take(1).flat_map(|gpu| std::iter::repeat_n(*gpu, largest)).collect()
+    } else {
+        gpus.iter().take(largest).copied().collect()
+    };
+    let share = |index: usize| {
+        let GpuPlace { address, numa_node } = places[index];
+        let beside = |other: &GpuPlace| other.numa_node == numa_node;
+        let place = places[..index].iter().filter(|other| beside(other)).count();
+        let cpus = part_of_node(cores, numa_node, place, places.iter().filter(|other| beside(other)).count());
+        Share { index, cpus, numa_node, gpu: Some(address.to_string()) }
+    };
+    Fit { shares: (0..places.len()).map(share).collect(), worlds: fitting, skipped }
 }
 
-fn why_not(world: usize, gpus: &[GpuPlace]) -> String {
-    if gpus.len() < world {
-        return format!("this process may use {}", gpus.len());
-    }
-    "this version trains on one GPU; gradients do not travel between GPUs yet".into()
-}
-
-fn gpu_share(gpu: GpuPlace, cores: &[Core]) -> Share {
-    let near = |core: &&Core| gpu.numa_node.is_none() || core.numa_node == gpu.numa_node;
-    let of = |cores: Vec<&Core>| cores.iter().flat_map(|core| core.cpus.iter().copied()).collect::<Vec<_>>();
-    let mut cpus = of(cores.iter().filter(near).collect());
-    if cpus.is_empty() {
-        cpus = of(cores.iter().collect());
-    }
+/// Part number `place` of `parts` of a node's cores; all of them where there are fewer cores than parts.
+fn part_of_node(cores: &[Core], node: Option<u32>, place: usize, parts: usize) -> Vec<usize> {
+    let near: Vec<&Core> = cores.iter().filter(|core| node.is_none() || core.numa_node == node).collect();
+    let near = if near.is_empty() { cores.iter().collect() } else { near };
+    let size = near.len() / parts;
+    let part = if size == 0 { &near[..] } else { &near[place * size..(place + 1) * size] };
+    let mut cpus: Vec<usize> = part.iter().flat_map(|core| core.cpus.iter().copied()).collect();
     cpus.sort_unstable();
-    Share { index: 0, cpus, numa_node: gpu.numa_node, gpu: Some(gpu.address.to_string()) }
+    cpus
 }
 
 /// `ranks` shares of equal size. Cores are taken node by node; a node's cores left over by whole shares are used
@@ -174,6 +178,33 @@ mod tests {
         assert_eq!(shares_of(2, 4), vec![0, 3]);
         assert_eq!(shares_of(4, 4), vec![0, 1, 2, 3]);
         assert_eq!(shares_of(2, 2), vec![0, 1]);
+    }
+
+    fn gpus(nodes: &[Option<u32>]) -> Vec<GpuPlace> {
+        let place = |(slot, node): (usize, &Option<u32>)| GpuPlace {
+            address: format!("0000:{slot:02x}:00.0").parse().unwrap(),
+            numa_node: *node,
+        };
+        nodes.iter().enumerate().map(place).collect()
+    }
+
+    #[test]
+    fn a_gpu_for_each_rank_and_cores_of_its_node_beside_it() {
+        let fit = gpu_shares(&gpus(&[Some(0), Some(1), Some(0), Some(1)]), &cores(&[4, 5]), &[8, 4, 1], false);
+        assert_eq!(fit.worlds, [1, 4]);
+        assert_eq!(cpus(&fit), [vec![0, 1], vec![4, 5], vec![2, 3], vec![6, 7]]);
+        assert_eq!(fit.shares[3].gpu.as_deref(), Some("0000:03:00.0"));
+        assert!(fit.skipped[0].why.contains("8 ranks need 8 GPUs; this process may use 4"), "{}", fit.skipped[0].why);
+        let fit = gpu_shares(&gpus(&[None, None]), &cores(&[1]), &[2], false);
+        assert_eq!(cpus(&fit), [[0], [0]], "fewer cores than GPUs");
+    }
+
+    #[test]
+    fn ranks_that_share_a_gpu_are_all_on_the_first() {
+        let fit = gpu_shares(&gpus(&[Some(0), Some(0)]), &cores(&[8]), &[1, 2, 4], true);
+        assert_eq!((fit.shares.len(), &fit.worlds[..]), (4, &[1, 2, 4][..]));
+        assert!(fit.shares.iter().all(|share| share.gpu.as_deref() == Some("0000:00:00.0") && share.cpus.len() == 2));
+        assert!(gpu_shares(&[], &cores(&[8]), &[1], true).shares.is_empty());
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::device::cuda::NcclId;
 use crate::record::{Finding, Limits, Severity};
 use crate::units::Seconds;
 
@@ -42,6 +43,8 @@ pub(super) struct Watch<'a> {
     remark: &'a dyn Fn(&str),
     ranks: Ranks,
     seen: Vec<Seen>,
+    /// The id under which ranks meet over NCCL, until they were told to.
+    id: Option<NcclId>,
     started: Instant,
     released: Option<Instant>,
     looked: Instant,
@@ -50,6 +53,8 @@ pub(super) struct Watch<'a> {
 /// What is known of one rank.
 #[derive(Debug, Clone)]
 struct Seen {
+    /// It has built its model and goes to meet the others.
+    meets: bool,
     ready: bool,
     done: bool,
     steps: usize,
@@ -75,8 +80,8 @@ impl<'a> Watch<'a> {
         world: usize,
     ) -> Self {
         let started = Instant::now();
-        let seen = vec![Seen { ready: false, done: false, steps: 0, last: started }; world];
-        Self { trial, limits, remark, ranks, seen, started, released: None, looked: started }
+        let seen = vec![Seen { meets: false, ready: false, done: false, steps: 0, last: started }; world];
+        Self { trial, limits, remark, ranks, seen, id: None, started, released: None, looked: started }
     }
 
     /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
@@ -84,7 +89,7 @@ impl<'a> Watch<'a> {
         let mut reported = 0;
         loop {
             if stop.load(Ordering::Relaxed) {
-                self.ranks.order(Order::Interrupt);
+                self.ranks.order(&Order::Interrupt);
                 self.ranks.finish(self.limits.stop_s);
                 return Ok(TrialEnd::Interrupted);
             }
@@ -144,6 +149,10 @@ impl<'a> Watch<'a> {
             Heard::Said(Message::Remark { text }) => (self.remark)(&text),
             // `seen.last` says it
             Heard::Said(Message::Busy) => {}
+            Heard::Said(Message::Meets { id }) => {
+                seen.meets = true;
+                self.id = self.id.take().or(id);
+            }
             Heard::Said(Message::Ready) => seen.ready = true,
             Heard::Said(Message::Step { index, .. }) => seen.steps = index + 1,
             Heard::Said(Message::Done) => seen.done = true,
@@ -158,8 +167,13 @@ impl<'a> Watch<'a> {
     }
 
     fn release_when_ready(&mut self) {
+        if self.seen.iter().all(|seen| seen.meets)
+            && let Some(id) = self.id.take()
+        {
+            self.ranks.order(&Order::Meet(id));
+        }
         if self.released.is_none() && self.seen.iter().all(|seen| seen.ready) {
-            self.ranks.order(Order::Go);
+            self.ranks.order(&Order::Go);
             let now = Instant::now();
             self.released = Some(now);
             self.seen.iter_mut().for_each(|seen| seen.last = now);
@@ -190,7 +204,10 @@ impl<'a> Watch<'a> {
 
     fn furthest_behind(&self, of: impl Fn(&Seen) -> bool) -> Option<usize> {
         let ranks = self.seen.iter().enumerate().filter(|(_, seen)| of(seen));
-        ranks.min_by_key(|(_, seen)| (seen.steps, seen.last)).map(|(rank, _)| rank)
+        // ranks wait for each other: one whose process was stopped, or that did not come to meet, keeps the others
+        ranks
+            .min_by_key(|(rank, seen)| (!self.ranks.is_stopped(*rank), seen.meets, seen.steps, seen.last))
+            .map(|(rank, _)| rank)
     }
 
     /// Gathers what other ranks say of the same failure, ends them all and names the first.
@@ -207,7 +224,7 @@ impl<'a> Watch<'a> {
                 *status = self.ranks.status(*rank);
             }
         }
-        self.ranks.order(Order::Stop);
+        self.ranks.order(&Order::Stop);
         self.ranks.finish(self.limits.stop_s);
         self.finding(&troubles)
     }
@@ -226,6 +243,7 @@ impl<'a> Watch<'a> {
             Trouble::Exited { rank, .. } if told.contains(rank) => 9,
             Trouble::Exited { .. } => 0,
             Trouble::Garbled { .. } => 1,
+            Trouble::Failed { cause: Cause::Unmet, .. } => 6,
             Trouble::Failed { blames: None, .. } => 2,
             Trouble::Failed { cause: Cause::PeerDied, .. } => 3,
             Trouble::Failed { .. } => 4,
@@ -264,6 +282,11 @@ impl<'a> Watch<'a> {
             Trouble::Failed { rank, cause: Cause::PeerLate, text, blames } => {
                 let blamed = blames.unwrap_or(*rank);
                 ("hang-rank", blamed, format!("rank {blamed} is stuck after {} steps: {text}", steps(blamed)), STUCK)
+            }
+            Trouble::Failed { cause: Cause::Unmet, text, rank, .. } => {
+                let code = if self.released.is_some() { "hang-rank" } else { "hang-meet" };
+                let behind = self.furthest_behind(|seen| !seen.done).unwrap_or(*rank);
+                (code, behind, format!("rank {behind} is behind after {} steps: {text}", steps(behind)), STUCK)
             }
             Trouble::Failed { rank, text, .. } => {
                 ("rank-failed", *rank, format!("rank {rank} gave up after {} steps: {text}", steps(*rank)), FAILED)

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Seconds};
 
-use super::{Arm, Device, Share, TrainConfig};
+use super::{Arm, Device, NcclSettings, Share, TrainConfig};
 
 /// Everything that the launcher needs to know. It makes no choices of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +32,12 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// The training, the same in every trial.
     pub config: TrainConfig,
+    /// What NCCL is told, the same in every trial.
+    #[serde(default, skip_serializing_if = "NcclSettings::is_empty")]
+    pub nccl: NcclSettings,
+    /// Whether ranks share one GPU: a laboratory, never graded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub share_gpu: bool,
     /// How the workload was chosen, in sentences.
     pub why: Vec<String>,
     /// Gradient bytes that each rank contributes to one step.

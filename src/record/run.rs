@@ -57,6 +57,61 @@ pub struct RunHead {
     pub config: TrainConfig,
     /// Versions of what took part: `kernel`, `rustc`, `driver`, `cuda`, `nccl`, …
     pub software: BTreeMap<String, String>,
+    /// What NCCL was told.
+    #[serde(default, skip_serializing_if = "NcclSettings::is_empty")]
+    pub nccl: NcclSettings,
+    /// What NCCL said of its way between the ranks; none where it took no part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+}
+
+/// What NCCL is told.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NcclSettings {
+    /// Variables of its environment, as `NCCL_PROTO`, that rigscale sets for each rank.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Fewest thread blocks of a collective.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_ctas: Option<u32>,
+    /// Most thread blocks of a collective.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ctas: Option<u32>,
+    /// Thread blocks that form a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cga_cluster_size: Option<u32>,
+    /// 0: default, 1: efficient, 2: none where possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cta_policy: Option<u32>,
+}
+
+impl NcclSettings {
+    /// True if everything is left to NCCL.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What NCCL said of its way between the ranks, read from its debug log.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Transport {
+    /// Channels for collectives.
+    pub channels: Option<u32>,
+    /// The ring of the first channel, from rank 0 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ring: Vec<usize>,
+    /// How this rank sends to others: the words of NCCL's log, as `SHM/direct/direct`, by rank.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub via: BTreeMap<usize, String>,
+    /// What NCCL's search found for a ring: `2 channels of 12 GB/s, type PHB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<String>,
+    /// Variables of its environment that NCCL says it took from elsewhere: the user's environment or a file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Where numbers come from. Only `measured` is graded.

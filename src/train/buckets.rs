@@ -10,7 +10,7 @@ use crate::record::TrainConfig;
 
 use super::error::ExchangeError;
 use super::ops::{Kind, Ops, Stretch, Write};
-use super::reducer::{Moments, Reducer};
+use super::reducer::{HandingOver, Reducer, Timed};
 
 /// Every parameter and its place in the buckets.
 #[derive(Debug)]
@@ -104,6 +104,8 @@ pub struct Pass {
     pub write: Write,
     /// In the last, buckets leave as they fill.
     pub last: bool,
+    /// Whether moments of the exchange are wanted.
+    pub timed: bool,
 }
 
 /// The gradients of one step. During the last micro-step each bucket leaves as soon as it is full.
@@ -116,21 +118,30 @@ pub struct Gradients<O: Ops> {
     missing: Vec<usize>,
     pass: Pass,
     clock: Clock,
-    reducer: Reducer<O::Buf>,
+    reducer: Reducer<O>,
+    /// Why a bucket could not be handed over.
+    failed: Option<ExchangeError>,
 }
 
 impl<O: Ops> Gradients<O> {
     /// Gradients in `buckets`, which have the lengths of `places`, exchanged by `reducer`.
     #[must_use]
-    pub fn new(places: &Arc<Places>, buckets: Vec<O::Buf>, reducer: Reducer<O::Buf>) -> Self {
+    pub fn new(places: &Arc<Places>, buckets: Vec<O::Buf>, reducer: Reducer<O>) -> Self {
         Self {
             places: Arc::clone(places),
             missing: vec![0; buckets.len()],
             buckets: buckets.into_iter().map(Some).collect(),
-            pass: Pass { write: Write::Overwrite, last: true },
+            pass: Pass { write: Write::Overwrite, last: true, timed: false },
             clock: Clock::starting_now(),
             reducer,
+            failed: None,
         }
+    }
+
+    /// From here on, `reducer` sums gradients; none may be away.
+    pub(super) fn exchange_by(&mut self, reducer: Reducer<O>) {
+        debug_assert!(self.are_whole(), "another reducer while gradients are away");
+        self.reducer = reducer;
     }
 
     /// Ranks over which gradients are summed.
@@ -154,14 +165,15 @@ impl<O: Ops> Gradients<O> {
         }
     }
 
-    /// Which stretch of the step the backward pass is, where buckets stay: handing one over is no work of the device.
+    /// Which stretch of the step the backward pass is; none where the host hands buckets over while it runs.
     #[must_use]
     pub fn stretch(&self) -> Option<Stretch> {
-        let stretch = match self.pass.write {
-            Write::Overwrite => Stretch::FirstBackward,
-            Write::Accumulate => Stretch::LaterBackward,
-        };
-        self.reducer.is_local().then_some(stretch)
+        let Pass { write, last, .. } = self.pass;
+        match self.reducer.handing_over() {
+            HandingOver::Waits => None,
+            HandingOver::Nothing => Some(Stretch::Backward { write, cut: false }),
+            HandingOver::Cuts => Some(Stretch::Backward { write, cut: last }),
+        }
     }
 
     /// Lets `work` write the gradient of one parameter, once in each micro-step. A bucket that is full then leaves.
@@ -170,34 +182,76 @@ impl<O: Ops> Gradients<O> {
     /// Those of `work`.
     pub fn write(
         &mut self,
+        ops: &mut O,
         role: Role,
-        work: impl FnOnce(O::ViewMut<'_>, Write) -> Result<(), O::Error>,
+        work: impl FnOnce(&mut O, O::ViewMut<'_>, Write) -> Result<(), O::Error>,
     ) -> Result<(), O::Error> {
         let (index, range) = self.places.range(role);
-        let slot = &mut self.buckets[index];
-        let bucket = slot.as_mut().expect("a bucket was handed over before its last gradient was written");
-        work(O::view_mut(bucket, range), self.pass.write)?;
+        let bucket = self.buckets[index].as_mut();
+        // after a bucket was lost the step is lost too, and `finish` says so
+        let Some(bucket) = bucket else {
+            assert!(self.failed.is_some(), "a bucket was handed over before its last gradient was written");
+            return Ok(());
+        };
+        work(ops, O::view_mut(bucket, range), self.pass.write)?;
         self.missing[index] -= 1;
-        if self.missing[index] == 0
-            && self.pass.last
-            && let Some(bucket) = slot.take()
-        {
-            self.reducer.launch(index, bucket, &self.clock);
+        if self.missing[index] == 0 && self.pass.last {
+            debug_assert!(self.missing[..index].iter().all(|missing| *missing == 0), "buckets fill in their order");
+            if self.reducer.handing_over() == HandingOver::Cuts {
+                ops.cut()?;
+            }
+            self.hand_over(ops, index);
         }
         Ok(())
     }
 
-    /// Waits until all buckets are back, summed over all ranks; `moments` gets those of each exchange.
+    /// Gives bucket `index`, which is full, to the reducer.
+    fn hand_over(&mut self, ops: &mut O, index: usize) {
+        if let Some(bucket) = self.buckets[index].take()
+            && let Err(error) = self.reducer.launch(ops, index, bucket, &self.clock, self.pass.timed)
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// The backward pass from its record, piece by piece: buckets fill in their order, one with each piece.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn replay(&mut self, ops: &mut O, stretch: Stretch) -> Result<(), O::Error> {
+        if stretch == (Stretch::Backward { write: self.pass.write, cut: true }) {
+            for index in 0..self.buckets.len() {
+                ops.replay(stretch, index)?;
+                self.hand_over(ops, index);
+            }
+            return Ok(());
+        }
+        ops.replay(stretch, 0)
+    }
+
+    /// Waits until all buckets are back, summed over all ranks, or lets the device wait; `moments` gets those of each
+    /// exchange.
     ///
     /// # Errors
     /// The exchange failed.
-    pub fn finish(&mut self, moments: &mut Vec<Moments>) -> Result<(), ExchangeError> {
+    pub fn finish(&mut self, ops: &mut O, moments: &mut Vec<Timed<O>>) -> Result<(), ExchangeError> {
         moments.clear();
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         let buckets = &mut self.buckets;
-        self.reducer.finish(&self.clock, |index, bucket, times| {
+        self.reducer.finish(ops, &self.clock, |index, bucket, times| {
             buckets[index] = Some(bucket);
             moments.extend(times);
         })
+    }
+
+    /// Returns once the device has passed `mark`, which stands behind an exchange.
+    ///
+    /// # Errors
+    /// The exchange failed, was broken off, or did not end within its limit.
+    pub fn wait(&mut self, mark: &O::Mark) -> Result<(), ExchangeError> {
+        self.reducer.wait(mark)
     }
 
     /// The gradients of one bucket, after [`Gradients::finish`].

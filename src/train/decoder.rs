@@ -285,6 +285,7 @@ impl<O: Ops> Decoder<O> {
     /// The device failed.
     pub fn backward(&mut self, ops: &mut O, gradients: &mut Gradients<O>) -> Result<(), O::Error> {
         match gradients.stretch() {
+            Some(stretch) if ops.is_recorded(stretch) => gradients.replay(ops, stretch),
             Some(stretch) => ops.stretch(stretch, |ops| self.run_backward(ops, gradients)),
             None => self.run_backward(ops, gradients),
         }
@@ -292,7 +293,7 @@ impl<O: Ops> Decoder<O> {
 
     fn run_backward(&mut self, ops: &mut O, gradients: &mut Gradients<O>) -> Result<(), O::Error> {
         let Self { dims, weights, work, saved, turns, .. } = self;
-        gradients.write(Role::Head, |dw, write| {
+        gradients.write(ops, Role::Head, |ops, dw, write| {
             ops.linear_backward_weight(dims.head, dw, write, &self.logits, &saved.last.h)
         })?;
         ops.linear_backward_input(dims.head, &mut work.dh, &self.logits, weights.view(Role::Head))?;
@@ -313,7 +314,7 @@ impl<O: Ops> Decoder<O> {
             let role = Role::AttentionNorm(layer);
             norm_backward(ops, dims, weights, gradients, role, work, Write::Accumulate, (x, &entry.rstd))?;
         }
-        gradients.write(Role::Embedding, |dtable, write| {
+        gradients.write(ops, Role::Embedding, |ops, dtable, write| {
             ops.embed_backward(dims.lookup, dtable, write, &work.dx, &self.tokens)
         })
     }
@@ -390,10 +391,10 @@ impl<O: Ops> Block<O> {
         let Self { gate_up, ffn_norm, middle, .. } = self;
         ops.linear_backward_input(dims.down, &mut work.act, &work.dx, weights.view(Role::Down(layer)))?;
         ops.swiglu_backward(dims.gated, gate_up, &mut work.act)?;
-        gradients.write(Role::Down(layer), |dw, write| {
+        gradients.write(ops, Role::Down(layer), |ops, dw, write| {
             ops.linear_backward_weight(dims.down, dw, write, &work.dx, &work.act)
         })?;
-        gradients.write(Role::GateUp(layer), |dw, write| {
+        gradients.write(ops, Role::GateUp(layer), |ops, dw, write| {
             ops.linear_backward_weight(dims.gate_up, dw, write, gate_up, &ffn_norm.h)
         })?;
         ops.linear_backward_input(dims.gate_up, &mut work.dh, gate_up, weights.view(Role::GateUp(layer)))?;
@@ -414,13 +415,15 @@ impl<O: Ops> Block<O> {
         layer: usize,
     ) -> Result<(), O::Error> {
         let Self { qkv, att, lse, .. } = &*self;
-        gradients
-            .write(Role::Out(layer), |dw, write| ops.linear_backward_weight(dims.out, dw, write, &work.dx, att))?;
+        gradients.write(ops, Role::Out(layer), |ops, dw, write| {
+            ops.linear_backward_weight(dims.out, dw, write, &work.dx, att)
+        })?;
         ops.linear_backward_input(dims.out, &mut work.datt, &work.dx, weights.view(Role::Out(layer)))?;
         ops.attention_backward(dims.heads, &mut work.dqkv, &work.datt, Attended { att, lse, qkv })?;
         ops.rotary_backward(dims.heads, &mut work.dqkv, turns)?;
-        gradients
-            .write(Role::Qkv(layer), |dw, write| ops.linear_backward_weight(dims.qkv, dw, write, &work.dqkv, h))?;
+        gradients.write(ops, Role::Qkv(layer), |ops, dw, write| {
+            ops.linear_backward_weight(dims.qkv, dw, write, &work.dqkv, h)
+        })?;
         ops.linear_backward_input(dims.qkv, &mut work.dh, &work.dqkv, weights.view(Role::Qkv(layer)))
     }
 }
@@ -438,7 +441,7 @@ fn norm_backward<O: Ops>(
     (x, rstd): (&O::Buf, &O::Buf),
 ) -> Result<(), O::Error> {
     let Work { dx, dh, .. } = work;
-    gradients.write(role, |dgain, write| {
+    gradients.write(ops, role, |ops, dgain, write| {
         ops.norm_backward(dims.norm, dx, stream, dgain, write, dh, x, rstd, weights.view(role))
     })
 }
@@ -533,10 +536,10 @@ mod tests {
             model.forward(&mut ops, &batch, 1.0).unwrap();
             close("loss", ops.outcome().unwrap().loss, loss(&weights), 0.0, 1e-5);
             let write = [Write::Overwrite, Write::Accumulate][micro];
-            gradients.begin(Pass { write, last: micro == 1 }, &Clock::starting_now());
+            gradients.begin(Pass { write, last: micro == 1, timed: false }, &Clock::starting_now());
             model.backward(&mut ops, &mut gradients).unwrap();
         }
-        gradients.finish(&mut Vec::new()).unwrap();
+        gradients.finish(&mut ops, &mut Vec::new()).unwrap();
 
         for (parameter, place) in places.parameters.iter().zip(&places.layout.places) {
             let gradient = &gradients.bucket(place.bucket)[place.offset..place.offset + place.elements];

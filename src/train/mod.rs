@@ -26,7 +26,7 @@ mod training;
 pub use buckets::{Gradients, Pass, Places, Weights};
 pub use check::check;
 pub use cpu::Cpu;
-pub use cuda::{Cuda, Floor, Part, PartTime};
+pub use cuda::{Cuda, Floor, NcclQueue, Part, PartTime};
 pub use data::{Batch, Data, DataShare};
 pub use decoder::Decoder;
 pub use error::{DataError, ExchangeError, TrainError};

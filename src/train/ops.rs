@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use crate::units::Seconds;
 
+use super::reducer::Queue;
+
 /// Sequences and how long they are; `N = B·T` tokens, a row each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequences {
@@ -106,7 +108,7 @@ pub struct Logits {
 }
 
 /// What happens to the earlier content of a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Write {
     /// It is lost, and never read: it may be garbage.
     Overwrite,
@@ -162,10 +164,13 @@ pub enum Kind {
 pub enum Stretch {
     /// From tokens to logits and the loss.
     Forward,
-    /// The backward pass of a micro-step that overwrites gradients.
-    FirstBackward,
-    /// The backward pass of a later micro-step.
-    LaterBackward,
+    /// From the logits' gradient to those of all weights.
+    Backward {
+        /// What happens to earlier gradients.
+        write: Write,
+        /// Whether it is cut where buckets are full, for their exchange.
+        cut: bool,
+    },
 }
 
 /// What a step leaves beside weights: sums that the device keeps while the step runs.
@@ -203,6 +208,8 @@ pub trait Ops {
     type Mark: fmt::Debug + Clone;
     /// [`Totals`] that are on their way to the host.
     type Outcome: fmt::Debug;
+    /// An exchange of gradients in the order of the device's work.
+    type Queue: Queue<Self>;
     /// Why the device could not do it.
     type Error: Error + Send + Sync + 'static;
 
@@ -286,8 +293,36 @@ pub trait Ops {
     /// The device failed.
     fn between(&mut self, earlier: &Self::Mark, later: &Self::Mark) -> Result<Seconds, Self::Error>;
 
-    /// Runs `work`, whose operations are the same on the same buffers each time for one `stretch`: a device may record
-    /// them once and replay the record, without calling `work`.
+    /// Whether `stretch` was recorded: then its pieces are replayed instead of asked for again.
+    fn is_recorded(&self, stretch: Stretch) -> bool;
+
+    /// Does piece number `piece` of a recorded stretch again.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn replay(&mut self, stretch: Stretch, piece: usize) -> Result<(), Self::Error>;
+
+    /// What follows, up to [`Ops::end_stretch`], are the operations of `stretch`: the same on the same buffers each time,
+    /// so that a device may record them.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn begin_stretch(&mut self, stretch: Stretch) -> Result<(), Self::Error>;
+
+    /// Ends a piece of the stretch under way and begins its next one: what is asked for between two pieces belongs to
+    /// none.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn cut(&mut self) -> Result<(), Self::Error>;
+
+    /// Ends the stretch under way, whatever failed in it.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn end_stretch(&mut self) -> Result<(), Self::Error>;
+
+    /// Runs `work` as `stretch`, or its record.
     ///
     /// # Errors
     /// Those of `work`, or the device failed.
@@ -297,7 +332,17 @@ pub trait Ops {
         work: impl FnOnce(&mut Self) -> Result<(), Self::Error>,
     ) -> Result<(), Self::Error>
     where
-        Self: Sized;
+        Self: Sized,
+    {
+        if self.is_recorded(stretch) {
+            return self.replay(stretch, 0);
+        }
+        self.begin_stretch(stretch)?;
+        let done = work(self);
+        let ended = self.end_stretch();
+        done?;
+        ended
+    }
 
     /// `x[N, W] = table[ids[N], W]`.
     ///

@@ -47,10 +47,33 @@ impl<O: Ops> AdamW<O> {
         gradients: &Gradients<O>,
         mean: f64,
     ) -> Result<(), O::Error> {
+        self.updates = self.updates.saturating_add(1);
+        self.apply(ops, weights, gradients, mean)
+    }
+
+    /// All operations of [`AdamW::update`], of which none changes anything: the norm of the gradient is no number.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn rehearse(
+        &mut self,
+        ops: &mut O,
+        weights: &mut Weights<O>,
+        gradients: &Gradients<O>,
+    ) -> Result<(), O::Error> {
+        self.apply(ops, weights, gradients, f64::NAN)
+    }
+
+    fn apply(
+        &mut self,
+        ops: &mut O,
+        weights: &mut Weights<O>,
+        gradients: &Gradients<O>,
+        mean: f64,
+    ) -> Result<(), O::Error> {
         for bucket in 0..self.states.len() {
             ops.add_squares(gradients.bucket(bucket))?;
         }
-        self.updates = self.updates.saturating_add(1);
         let update = AdamWUpdate {
             learning_rate: self.learning_rate as f32,
             weight_decay: self.weight_decay as f32,

@@ -1,30 +1,66 @@
-//! Sums gradient buckets over ranks on a thread of its own, while the backward pass goes on.
+//! Sums gradient buckets over ranks while the backward pass goes on: on a thread of its own, or in the order of the
+//! device's own work.
 
+use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use crate::comm::{CommError, Communicator};
-use crate::device::{Clock, Floats};
+use crate::device::Clock;
 use crate::record;
 use crate::units::{Bytes, Seconds};
 
+use super::cpu::Cpu;
 use super::error::{ExchangeError, TrainError};
+use super::ops::Ops;
 
 /// Takes gradient buckets as they fill and gives them back summed over all ranks.
 ///
 /// A bucket is owned by one side at a time: it moves to the thread of the communicator and back.
 #[derive(Debug)]
-pub struct Reducer<B = Floats> {
+pub struct Reducer<O: Ops = Cpu> {
     world: usize,
-    route: Route<B>,
+    route: Route<O>,
     away: usize,
 }
 
 #[derive(Debug)]
-enum Route<B> {
+enum Route<O: Ops> {
     /// Gradients stay as they are.
-    Local(Vec<(usize, B)>),
-    Threaded(Exchange<B>),
+    Local(Vec<(usize, O::Buf)>),
+    Threaded(Exchange<O::Buf>),
+    Queued {
+        queue: O::Queue,
+        reduced: Vec<(usize, O::Buf, Option<Marks<O>>)>,
+    },
+}
+
+/// Where on a device a bucket was ready, where its sum began, and where it ended.
+pub(super) type Marks<O> = [<O as Ops>::Mark; 3];
+
+/// An exchange that a device does in the order of its own work, so that nobody on the host waits for it.
+pub trait Queue<O: Ops + ?Sized>: fmt::Debug {
+    /// Ranks over which it sums.
+    fn world(&self) -> usize;
+
+    /// Sums `bucket` over all ranks, after what the device was asked for so far and beside what it is asked for next. If
+    /// `timed`, marks where the bucket was ready, where its sum began, and where it ended.
+    ///
+    /// # Errors
+    /// The exchange failed or was broken off.
+    fn reduce(&mut self, ops: &mut O, bucket: &mut O::Buf, timed: bool) -> Result<Option<Marks<O>>, ExchangeError>;
+
+    /// What the device is asked for from here on waits for all sums.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn join(&mut self, ops: &mut O) -> Result<(), ExchangeError>;
+
+    /// Returns once the device has passed `mark`; does not wait forever for ranks that are gone.
+    ///
+    /// # Errors
+    /// The exchange failed, was broken off, or did not end within its limit; it is ended then.
+    fn wait(&mut self, mark: &O::Mark) -> Result<(), ExchangeError>;
 }
 
 /// The thread that owns the communicator, and the two queues that lead to it and back. Neither grows beyond the
@@ -75,7 +111,16 @@ impl Moments {
     }
 }
 
-impl<B: Send + 'static> Reducer<B> {
+/// The same on whichever clock knows it.
+#[derive(Debug)]
+pub enum Timed<O: Ops> {
+    /// The host's.
+    Host(Moments),
+    /// The device's: the bucket, and where it was ready, began and ended.
+    Device(usize, Marks<O>),
+}
+
+impl<O: Ops> Reducer<O> {
     /// No exchange: a rank alone, or ranks together that do not talk.
     #[must_use]
     pub fn none() -> Self {
@@ -86,7 +131,7 @@ impl<B: Send + 'static> Reducer<B> {
     ///
     /// # Errors
     /// The system refused to start the thread.
-    pub fn threaded(communicator: impl Communicator<Buf = B> + 'static) -> Result<Self, TrainError> {
+    pub fn threaded(communicator: impl Communicator<Buf = O::Buf> + Send + 'static) -> Result<Self, TrainError> {
         let world = communicator.world();
         let (jobs, inbox) = channel();
         let (outbox, results) = channel();
@@ -98,55 +143,111 @@ impl<B: Send + 'static> Reducer<B> {
         Ok(Self { world, route: Route::Threaded(exchange), away: 0 })
     }
 
+    /// Exchanges in the order of the device's work.
+    #[must_use]
+    pub fn queued(queue: O::Queue) -> Self {
+        Self { world: queue.world(), route: Route::Queued { queue, reduced: Vec::new() }, away: 0 }
+    }
+
     /// Ranks over which gradients are summed.
     #[must_use]
     pub fn world(&self) -> usize {
         self.world
     }
 
-    /// True where buckets stay with this rank.
+    /// What handing a bucket over means for the order of the device's work.
     #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(self.route, Route::Local(_))
+    pub(super) fn handing_over(&self) -> HandingOver {
+        match self.route {
+            Route::Local(_) => HandingOver::Nothing,
+            Route::Threaded(_) => HandingOver::Waits,
+            Route::Queued { .. } => HandingOver::Cuts,
+        }
     }
 
     /// Takes bucket `index`, whose last gradient has been written. The same order on every rank.
-    pub(super) fn launch(&mut self, index: usize, bucket: B, clock: &Clock) {
+    ///
+    /// # Errors
+    /// The exchange failed or was broken off; the bucket is lost then.
+    pub(super) fn launch(
+        &mut self,
+        ops: &mut O,
+        index: usize,
+        mut bucket: O::Buf,
+        clock: &Clock,
+        timed: bool,
+    ) -> Result<(), ExchangeError> {
         self.away += 1;
         match &mut self.route {
             Route::Local(kept) => kept.push((index, bucket)),
+            Route::Queued { queue, reduced } => {
+                let marks = queue.reduce(ops, &mut bucket, timed)?;
+                reduced.push((index, bucket, marks));
+            }
             Route::Threaded(exchange) => {
                 let job = Job { index, bucket, ready_s: clock.now(), clock: *clock };
                 // if the thread has ended, `finish` says so: it waits for one more result than will come
                 let _ended = exchange.jobs.as_ref().map(|jobs| jobs.send(job));
             }
         }
+        Ok(())
     }
 
-    /// Waits until every bucket is back and gives each to `put`, with its moments where there was an exchange.
+    /// Waits until every bucket is back and gives each to `put`, with its moments where there was an exchange. Where the
+    /// exchange is queued, the device waits, not the caller.
     ///
     /// # Errors
     /// The communicator failed, or its thread is gone. Buckets that are not back then are lost.
     pub(super) fn finish(
         &mut self,
+        ops: &mut O,
         clock: &Clock,
-        mut put: impl FnMut(usize, B, Option<Moments>),
+        mut put: impl FnMut(usize, O::Buf, Option<Timed<O>>),
     ) -> Result<(), ExchangeError> {
         let begin = clock.now();
         let away = std::mem::take(&mut self.away);
         match &mut self.route {
             Route::Local(kept) => kept.drain(..).for_each(|(index, bucket)| put(index, bucket, None)),
+            Route::Queued { queue, reduced } => {
+                queue.join(ops)?;
+                for (index, bucket, marks) in reduced.drain(..) {
+                    put(index, bucket, marks.map(|marks| Timed::Device(index, marks)));
+                }
+            }
             Route::Threaded(exchange) => {
                 for _ in 0..away {
                     let reduced = exchange.results.recv();
                     let Reduced { index, bucket, moments } =
                         reduced.map_err(|_| ExchangeError::Ended { after: clock.now() - begin })??;
-                    put(index, bucket, Some(moments));
+                    put(index, bucket, Some(Timed::Host(moments)));
                 }
             }
         }
         Ok(())
     }
+
+    /// Returns once the device has passed `mark`, which stands behind an exchange.
+    ///
+    /// # Errors
+    /// The exchange failed, was broken off, or did not end within its limit.
+    pub(super) fn wait(&mut self, mark: &O::Mark) -> Result<(), ExchangeError> {
+        match &mut self.route {
+            // the device alone knows when, and nothing on it waits for other ranks
+            Route::Local(_) | Route::Threaded(_) => Ok(()),
+            Route::Queued { queue, .. } => queue.wait(mark),
+        }
+    }
+}
+
+/// What handing a bucket over means for the order of the device's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HandingOver {
+    /// Buckets stay: the backward pass is one stretch.
+    Nothing,
+    /// The host hands over what the device has finished.
+    Waits,
+    /// The device does the exchange between two pieces of the backward pass.
+    Cuts,
 }
 
 /// The life of the thread: reduces what comes until the reducer is dropped or the communicator fails. Its limits are

@@ -18,7 +18,7 @@ use super::decoder::Decoder;
 use super::error::{ExchangeError, TrainError};
 use super::ops::{self, Ops, Write};
 use super::optimizer::AdamW;
-use super::reducer::{Moments, Reducer};
+use super::reducer::{Moments, Reducer, Timed};
 
 /// A training on one rank.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ struct Pending<O: Ops> {
     begin: O::Mark,
     laps: Vec<(Phase, O::Mark)>,
     outcome: O::Outcome,
-    moments: Vec<Moments>,
+    moments: Vec<Timed<O>>,
     /// Zero of its moments.
     clock: Clock,
 }
@@ -97,7 +97,7 @@ impl Trainer<Cpu> {
         config: &TrainConfig,
         share: DataShare,
         threads: usize,
-        reducer: Reducer<Floats>,
+        reducer: Reducer,
         gradient_buckets: Vec<Floats>,
     ) -> Result<Self, TrainError> {
         check(config, Device::Cpu)?;
@@ -130,7 +130,7 @@ impl<O: Ops> Trainer<O> {
         mut ops: O,
         config: &TrainConfig,
         share: DataShare,
-        reducer: Reducer<O::Buf>,
+        reducer: Reducer<O>,
         gradient_buckets: Vec<O::Buf>,
     ) -> Result<Self, TrainError> {
         let failed = device::<O>("make the model");
@@ -152,6 +152,24 @@ impl<O: Ops> Trainer<O> {
         })
     }
 
+    /// Runs everything that a step runs, once, on the first batch, and changes nothing: libraries load their code and
+    /// choose among it here, alone, and not in a step in which other ranks take part.
+    ///
+    /// # Errors
+    /// The device failed, or the data cannot be read.
+    pub(super) fn warm_up(&mut self) -> Result<(), TrainError> {
+        let failed = device::<O>("run for the first time");
+        self.data.fill(0, 0, &mut self.batch)?;
+        self.ops.begin_totals().map_err(failed)?;
+        self.model.forward(&mut self.ops, &self.batch, 0.0).map_err(failed)?;
+        self.gradients.begin(Pass { write: Write::Overwrite, last: false, timed: false }, &Clock::starting_now());
+        self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
+        self.adamw.rehearse(&mut self.ops, &mut self.model.weights, &self.gradients).map_err(failed)?;
+        let outcome = self.ops.outcome().map_err(failed)?;
+        self.ops.totals(outcome).map_err(failed)?;
+        Ok(())
+    }
+
     /// Asks the device for one more step, and gives the record of the last one that it has finished: that of the step
     /// itself where the device does not run ahead, otherwise none at first.
     ///
@@ -170,6 +188,9 @@ impl<O: Ops> Trainer<O> {
         let Some(pending) = self.pending.pop_front() else { return Ok(None) };
         let failed = device::<O>("finish a step");
         let Pending { index, begin, laps, outcome, moments, clock } = pending;
+        if let Some((_, end)) = laps.last() {
+            self.gradients.wait(end).map_err(|source| TrainError::Exchange { step: index, source })?;
+        }
         let totals = self.ops.totals(outcome).map_err(failed)?;
         let loss = totals.loss;
         let grad_norm = self.mean() * totals.squares.sqrt();
@@ -198,7 +219,8 @@ impl<O: Ops> Trainer<O> {
             loss,
             grad_norm,
         };
-        Ok(Some(StepRecord { step, buckets: self.events(index, &moments) }))
+        let buckets = self.events(&step, &begin, &moments).map_err(failed)?;
+        Ok(Some(StepRecord { step, buckets }))
     }
 
     /// Where the first number that is not finite stands in step `index`: computes its micro-steps again, one by one, as
@@ -209,7 +231,7 @@ impl<O: Ops> Trainer<O> {
         for micro in 0..self.config.accumulate {
             self.data.fill(index, micro, &mut self.batch)?;
             self.model.forward(&mut self.ops, &self.batch, 0.0).map_err(failed)?;
-            self.gradients.begin(Pass { write: self.pass(micro).write, last: false }, clock);
+            self.gradients.begin(Pass { last: false, ..self.pass(index, micro) }, clock);
             self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
             let first = self.model.first_not_finite(&mut self.ops, &self.gradients).map_err(failed)?;
             if first.is_some() {
@@ -235,13 +257,13 @@ impl<O: Ops> Trainer<O> {
             let done = self.model.forward(&mut self.ops, &self.batch, weight);
             done.map_err(device::<O>("run the forward pass"))?;
             self.lap(&mut laps, Phase::Forward)?;
-            self.gradients.begin(self.pass(micro), clock);
+            self.gradients.begin(self.pass(self.index, micro), clock);
             let done = self.model.backward(&mut self.ops, &mut self.gradients);
             done.map_err(device::<O>("run the backward pass"))?;
             self.lap(&mut laps, Phase::Backward)?;
         }
         let mut moments = Vec::new();
-        let exchanged = self.gradients.finish(&mut moments);
+        let exchanged = self.gradients.finish(&mut self.ops, &mut moments);
         exchanged.map_err(|source| TrainError::Exchange { step: self.index, source })?;
         self.lap(&mut laps, Phase::Exchange)?;
         let mean = self.mean();
@@ -271,24 +293,52 @@ impl<O: Ops> Trainer<O> {
         Ok(())
     }
 
+    /// From here on, `reducer` sums gradients.
+    pub(super) fn exchange_by(&mut self, reducer: Reducer<O>) {
+        self.gradients.exchange_by(reducer);
+    }
+
     /// From the summed gradient to its mean.
     fn mean(&self) -> f64 {
         1.0 / (self.gradients.world() * self.config.accumulate) as f64
     }
 
-    /// The bucket events of a sampled step.
-    fn events(&self, index: usize, moments: &[Moments]) -> Vec<record::Bucket> {
-        let every = self.config.bucket_events_every;
-        let sampled = every != 0 && index.is_multiple_of(every);
-        let layout = &self.model.weights.places().layout;
+    /// The bucket events of a sampled step that began at `begin`.
+    fn events(
+        &mut self,
+        step: &record::Step,
+        begin: &O::Mark,
+        moments: &[Timed<O>],
+    ) -> Result<Vec<record::Bucket>, O::Error> {
+        if !self.samples(step.index) {
+            return Ok(Vec::new());
+        }
+        let places = Arc::clone(self.model.weights.places());
         let element = self.config.precision.element_bytes().0;
-        let bytes = |moments: &Moments| Bytes(layout.buckets[moments.index].elements as u64 * element);
-        moments.iter().filter(|_| sampled).map(|moments| moments.record(index, bytes(moments))).collect()
+        let mut buckets = Vec::with_capacity(moments.len());
+        for timed in moments {
+            let moments = match timed {
+                Timed::Host(moments) => *moments,
+                Timed::Device(index, [ready, start, end]) => {
+                    let mut at = |mark| Ok(step.start_s + self.ops.between(begin, mark)?);
+                    Moments { index: *index, ready_s: at(ready)?, start_s: at(start)?, end_s: at(end)? }
+                }
+            };
+            let bytes = Bytes(places.layout.buckets[moments.index].elements as u64 * element);
+            buckets.push(moments.record(step.index, bytes));
+        }
+        Ok(buckets)
     }
 
-    fn pass(&self, micro: usize) -> Pass {
+    /// Whether bucket events of step `index` are wanted.
+    fn samples(&self, index: usize) -> bool {
+        let every = self.config.bucket_events_every;
+        every != 0 && index.is_multiple_of(every)
+    }
+
+    fn pass(&self, index: usize, micro: usize) -> Pass {
         let write = if micro == 0 { Write::Overwrite } else { Write::Accumulate };
-        Pass { write, last: micro + 1 == self.config.accumulate }
+        Pass { write, last: micro + 1 == self.config.accumulate, timed: self.samples(index) }
     }
 
     /// SHA-256, in hexadecimal, over the fingerprints of all parameters in the order of the forward pass: on the CPU

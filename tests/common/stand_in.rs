@@ -11,7 +11,7 @@ pub(crate) fn library(folder: &Path, file: &str, table: &str, leave_out: &str, b
     let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/device/cuda").join(table)).unwrap();
     let declared = source.split("functions! {").nth(1).unwrap().split("\n}\n").next().unwrap().to_owned();
     let names = declared.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
-    let mut code = "#include <stdlib.h>\n#include <string.h>\n".to_owned();
+    let mut code = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n".to_owned();
     for name in names.filter(|name| *name != leave_out) {
         let given = bodies.iter().find(|(of, _)| *of == name);
         let body = given.map_or_else(|| "(void) { return 0; }".to_owned(), |(_, body)| body.clone());

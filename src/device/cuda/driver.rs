@@ -47,6 +47,7 @@ functions! {
         fn cuStreamCreateWithPriority(*mut Handle, u32, i32) -> i32;
         fn cuStreamDestroy_v2(Handle) -> i32;
         fn cuStreamSynchronize(Handle) -> i32;
+        fn cuStreamWaitEvent(Handle, Handle, u32) -> i32;
         fn cuStreamBeginCapture_v2(Handle, i32) -> i32;
         fn cuStreamEndCapture(Handle, *mut Handle) -> i32;
         fn cuGraphInstantiateWithFlags(*mut Handle, Handle, u64) -> i32;
@@ -56,6 +57,7 @@ functions! {
         fn cuEventCreate(*mut Handle, u32) -> i32;
         fn cuEventDestroy_v2(Handle) -> i32;
         fn cuEventRecord(Handle, Handle) -> i32;
+        fn cuEventQuery(Handle) -> i32;
         fn cuEventSynchronize(Handle) -> i32;
         fn cuEventElapsedTime(*mut f32, Handle, Handle) -> i32;
         fn cuModuleLoadData(*mut Handle, *const c_void) -> i32;

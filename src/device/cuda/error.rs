@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::topology::PciAddress;
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 
 /// Why a GPU or a library for it cannot be used.
 #[derive(Debug, Error)]
@@ -104,6 +104,19 @@ pub enum CudaError {
         /// What NVRTC says.
         log: String,
     },
+    /// Not all ranks came, or some came and fell silent.
+    #[error("rank {rank} of {world} waited {limit} for the others to join its communicator")]
+    NotMet {
+        /// Who waited.
+        rank: usize,
+        /// Ranks of the communicator.
+        world: usize,
+        /// How long.
+        limit: Seconds,
+    },
+    /// The communicator was ended from another thread.
+    #[error("the exchange of gradients was broken off")]
+    Broken,
     /// No implementation serves these sizes.
     #[error("no implementation of {operation} on this GPU takes {sizes}")]
     Unserved {

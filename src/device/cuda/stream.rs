@@ -11,6 +11,10 @@ use super::memory::{DeviceSlice, DeviceSliceMut, Pinned};
 
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream.
 const NON_BLOCKING: u32 = 1;
+/// Below every priority that a GPU has; the driver takes the highest that there is.
+const URGENT: i32 = -100;
+/// `CUDA_ERROR_NOT_READY`
+const NOT_READY: i32 = 600;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: other threads may allocate while a graph is recorded.
 const CAPTURE_RELAXED: i32 = 2;
 
@@ -32,10 +36,22 @@ impl Stream {
     /// # Errors
     /// The driver failed.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        Self::with_priority(gpu, 0)
+    }
+
+    /// A stream whose thread blocks come before those of others that wait for a multiprocessor.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn urgent(gpu: &Gpu) -> Result<Self, CudaError> {
+        Self::with_priority(gpu, URGENT)
+    }
+
+    fn with_priority(gpu: &Gpu, priority: i32) -> Result<Self, CudaError> {
         gpu.make_current()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one handle, which `Drop` destroys
-        let code = unsafe { (gpu.driver().cuStreamCreateWithPriority)(&raw mut handle, NON_BLOCKING, 0) };
+        let code = unsafe { (gpu.driver().cuStreamCreateWithPriority)(&raw mut handle, NON_BLOCKING, priority) };
         gpu.driver().check(code, || "make a stream".into())?;
         Ok(Self { gpu: gpu.clone(), handle })
     }
@@ -58,6 +74,16 @@ impl Stream {
         // SAFETY: the stream lives
         let code = unsafe { (self.gpu.driver().cuStreamSynchronize)(self.handle) };
         self.gpu.driver().check(code, || "finish the work of the GPU".into())
+    }
+
+    /// What it is asked for from here on waits until the other stream has passed `event`.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
+        // SAFETY: both live
+        let code = unsafe { (self.gpu.driver().cuStreamWaitEvent)(self.handle, event.0.handle, 0) };
+        self.gpu.driver().check(code, || "let one stream wait for another".into())
     }
 
     /// Fills `dst` with one byte.
@@ -219,6 +245,19 @@ impl Event {
         // SAFETY: the event lives
         let code = unsafe { (self.0.gpu.driver().cuEventSynchronize)(self.0.handle) };
         self.0.gpu.driver().check(code, || "wait for the GPU".into())
+    }
+
+    /// Whether the stream has passed it.
+    ///
+    /// # Errors
+    /// Work before it failed.
+    pub fn has_passed(&self) -> Result<bool, CudaError> {
+        // SAFETY: the event lives
+        let code = unsafe { (self.0.gpu.driver().cuEventQuery)(self.0.handle) };
+        if code == NOT_READY {
+            return Ok(false);
+        }
+        self.0.gpu.driver().check(code, || "look at the GPU".into()).map(|()| true)
     }
 
     /// Time from `earlier` to this, resolved to 0.5 µs by the GPU; waits for both.

@@ -24,9 +24,11 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use crate::device::{Clock, Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
 use crate::units::Seconds;
 
+use super::error::ExchangeError;
 use super::ops::{
     AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Stretch, Totals, Write,
 };
+use super::reducer::Queue;
 use super::seed::initial;
 
 /// Elements that one task of an element-wise operation handles, about: 64 KiB, well inside a core's L2 cache.
@@ -113,6 +115,24 @@ fn with_tile<R>(tiles: &[Mutex<Vec<f32>>], len: usize, work: impl FnOnce(&mut [f
     work(room(&mut tile, len))
 }
 
+impl Queue<Cpu> for Infallible {
+    fn world(&self) -> usize {
+        match *self {}
+    }
+
+    fn reduce(&mut self, _: &mut Cpu, _: &mut Floats, _: bool) -> Result<Option<[Seconds; 3]>, ExchangeError> {
+        match *self {}
+    }
+
+    fn join(&mut self, _: &mut Cpu) -> Result<(), ExchangeError> {
+        match *self {}
+    }
+
+    fn wait(&mut self, _: &Seconds) -> Result<(), ExchangeError> {
+        match *self {}
+    }
+}
+
 impl Ops for Cpu {
     type Buf = Floats;
     type Tokens = HostTokens;
@@ -121,6 +141,8 @@ impl Ops for Cpu {
     type State = HostState;
     type Mark = Seconds;
     type Outcome = Totals;
+    /// Its sums are made by a thread of the host.
+    type Queue = Infallible;
     type Error = Infallible;
 
     const AHEAD: usize = 0;
@@ -188,12 +210,25 @@ impl Ops for Cpu {
         Ok(*later - *earlier)
     }
 
-    fn stretch(
-        &mut self,
-        _stretch: Stretch,
-        work: impl FnOnce(&mut Self) -> Result<(), Infallible>,
-    ) -> Result<(), Infallible> {
-        work(self)
+    fn is_recorded(&self, _stretch: Stretch) -> bool {
+        false
+    }
+
+    /// Nothing is ever recorded here.
+    fn replay(&mut self, _stretch: Stretch, _piece: usize) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn begin_stretch(&mut self, _stretch: Stretch) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn end_stretch(&mut self) -> Result<(), Infallible> {
+        Ok(())
     }
 
     fn embed(&mut self, dims: Lookup, x: &mut Floats, table: &[f32], tokens: &HostTokens) -> Result<(), Infallible> {

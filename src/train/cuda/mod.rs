@@ -4,6 +4,7 @@
 //! enqueue; a whole pass is recorded once as a graph and replayed.
 
 mod attention;
+mod exchange;
 mod floor;
 mod setup;
 mod staging;
@@ -26,6 +27,7 @@ use super::ops::{
 };
 
 use attention::Attention;
+pub use exchange::NcclQueue;
 pub use floor::{Floor, Part, PartTime};
 use staging::Staging;
 
@@ -48,6 +50,8 @@ pub struct Cuda {
     outcome: usize,
     staging: Staging,
     graphs: BTreeMap<Stretch, Recorded>,
+    /// The stretch under way, and the pieces of it that are recorded so far if it is recorded.
+    under_way: Option<(Stretch, Option<Vec<Graph>>)>,
     /// False while operations are tested one by one.
     records: bool,
     /// Where parts of a step are timed: which began when.
@@ -71,8 +75,8 @@ struct Workspace {
 enum Recorded {
     /// It ran once: matrix products are planned, and it can be recorded.
     Planned,
-    /// It is replayed.
-    Graph(Graph),
+    /// It is replayed, piece by piece.
+    Pieces(Vec<Graph>),
 }
 
 /// What AdamW keeps of a bucket.
@@ -203,6 +207,7 @@ impl Ops for Cuda {
     type State = CudaState;
     type Mark = Event;
     type Outcome = CudaOutcome;
+    type Queue = NcclQueue;
     type Error = CudaError;
 
     const AHEAD: usize = 1;
@@ -300,30 +305,50 @@ impl Ops for Cuda {
         later.since(earlier)
     }
 
-    fn stretch(
-        &mut self,
-        stretch: Stretch,
-        work: impl FnOnce(&mut Self) -> Result<(), CudaError>,
-    ) -> Result<(), CudaError> {
+    fn is_recorded(&self, stretch: Stretch) -> bool {
+        matches!(self.graphs.get(&stretch), Some(Recorded::Pieces(_)))
+    }
+
+    fn replay(&mut self, stretch: Stretch, piece: usize) -> Result<(), CudaError> {
         match self.graphs.get(&stretch) {
-            Some(Recorded::Graph(graph)) => return self.stream.replay(graph),
-            None => {
-                work(self)?;
+            Some(Recorded::Pieces(pieces)) => self.stream.replay(&pieces[piece]),
+            _ => unreachable!("{stretch:?} is replayed before it was recorded"),
+        }
+    }
+
+    fn begin_stretch(&mut self, stretch: Stretch) -> Result<(), CudaError> {
+        let records = matches!(self.graphs.get(&stretch), Some(Recorded::Planned));
+        if records {
+            self.stream.begin_recording()?;
+        }
+        self.under_way = Some((stretch, records.then(Vec::new)));
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), CudaError> {
+        let Some((_, Some(pieces))) = &mut self.under_way else { return Ok(()) };
+        let graph = self.stream.end_recording()?;
+        self.stream.replay(&graph)?;
+        pieces.push(graph);
+        self.stream.begin_recording()
+    }
+
+    fn end_stretch(&mut self) -> Result<(), CudaError> {
+        match self.under_way.take() {
+            Some((stretch, Some(mut pieces))) => {
+                let graph = self.stream.end_recording()?;
+                self.stream.replay(&graph)?;
+                pieces.push(graph);
+                self.graphs.insert(stretch, Recorded::Pieces(pieces));
+            }
+            Some((stretch, None)) => {
                 self.products.save(&mut self.cache);
                 if self.records {
                     self.graphs.insert(stretch, Recorded::Planned);
                 }
-                return Ok(());
             }
-            Some(Recorded::Planned) => {}
+            None => {}
         }
-        self.stream.begin_recording()?;
-        let done = work(self);
-        let graph = self.stream.end_recording();
-        done?;
-        let graph = graph?;
-        self.stream.replay(&graph)?;
-        self.graphs.insert(stretch, Recorded::Graph(graph));
         Ok(())
     }
 

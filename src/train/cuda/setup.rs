@@ -20,16 +20,24 @@ use super::staging::Staging;
 use super::{Cuda, Workspace};
 
 impl Trainer<Cuda> {
-    /// A training on the GPU at `address` that is ready for its first step; gradients stay on it.
+    /// A training on the GPU at `address`, on which as many ranks as `sharers` train, that is ready for its first step.
+    /// `exchange` makes what exchanges gradients, once everything ran once: what libraries do then can wait for all work
+    /// of the GPU, and so for other ranks.
     ///
     /// # Errors
-    /// The configuration cannot be trained or does not fit, a library is missing, the GPU cannot be used, or the data
-    /// cannot be read.
-    pub fn on_gpu(config: &TrainConfig, share: DataShare, address: PciAddress) -> Result<Self, TrainError> {
+    /// The configuration cannot be trained or does not fit, a library is missing, the GPU cannot be used, the data
+    /// cannot be read, or `exchange` failed.
+    pub fn on_gpu(
+        config: &TrainConfig,
+        share: DataShare,
+        (address, sharers): (PciAddress, usize),
+        exchange: impl FnOnce(&Gpu) -> Result<Reducer<Cuda>, TrainError>,
+    ) -> Result<Self, TrainError> {
         check(config, Device::Cuda)?;
         let gpu = Gpu::open(address)?;
-        let (free, _) = gpu.memory()?;
-        fits_gpu(config, free)?;
+        let (free, total) = gpu.memory()?;
+        // others may not have taken theirs yet
+        fits_gpu(config, Bytes(free.0.min(total.0 / sharers.max(1) as u64)))?;
         let plan = MemoryPlan::on_cuda(&config.shape, config.batch, config.context, config.recompute);
         let mut ops = Cuda::open(gpu, config, plan.total_bytes)?;
         let lengths = Places::of(config).lengths();
@@ -38,6 +46,8 @@ impl Trainer<Cuda> {
         let mut trainer = Self::on(ops, config, share, Reducer::none(), buckets)?;
         let Self { ops, model, .. } = &mut trainer;
         ops.choose_attention(config, model.attention_buffers()).map_err(device::<Cuda>("choose an attention"))?;
+        trainer.warm_up()?;
+        trainer.exchange_by(exchange(trainer.ops.gpu())?);
         Ok(trainer)
     }
 
@@ -86,6 +96,7 @@ impl Cuda {
             staging: Staging::default(),
             events: Events::default(),
             graphs: BTreeMap::new(),
+            under_way: None,
             records: true,
             entered: None,
             remarks: cache.remarks(),

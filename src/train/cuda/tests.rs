@@ -14,7 +14,7 @@ use crate::train::ops::{
 };
 use crate::train::seed::{Purpose, generator, normal, uniform};
 use crate::train::testing::{alone, close, run, tiny};
-use crate::train::{Cpu, DataShare, StepRecord, TrainError, Trainer};
+use crate::train::{Cpu, DataShare, Reducer, StepRecord, TrainError, Trainer};
 use crate::units::Bytes;
 
 use super::Cuda;
@@ -300,7 +300,8 @@ fn initial_weights_are_those_of_the_cpu() {
 }
 
 fn trained(config: &TrainConfig, prepare: impl FnOnce(&mut Trainer<Cuda>)) -> (Vec<StepRecord>, String) {
-    let mut trainer = Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
+    let mut trainer =
+        Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
     prepare(&mut trainer);
     let clock = Clock::starting_now();
     let mut steps = Vec::new();
@@ -340,7 +341,8 @@ fn every_gradient_is_that_of_the_cpu() {
         let config = TrainConfig { accumulate: 2, ..of_preset(name, batch, context, 1) };
         let mut cpu = rounded(&config);
         let _step = run(&mut cpu, &config);
-        let mut gpu = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
+        let mut gpu =
+            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
         gpu.advance(&Clock::starting_now()).unwrap();
         for parameter in config.shape.parameters() {
             let role = parameter.role;
@@ -426,14 +428,16 @@ fn the_loss_falls_and_phases_lie_within_their_step() {
 fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
     for (name, batch, context, recompute) in [("llama-125m", 4, 1024, false), ("llama-125m", 4, 1024, true)] {
         let config = TrainConfig { recompute, ..of_preset(name, batch, context, 2) };
-        let trainer = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
+        let trainer =
+            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
         let planned = MemoryPlan::on_cuda(&config.shape, batch, context, recompute).total_bytes;
         close("bytes", trainer.cuda().memory().0 as f64, planned.0 as f64, 0.0, 0.03);
         let (free, total) = trainer.cuda().gpu().memory().unwrap();
         assert!(planned < Bytes(total.0 - free.0), "the plan is more than what is taken");
     }
     let config = of_preset("llama-13b", 64, 16_384, 2);
-    let error = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap_err();
+    let error =
+        Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap_err();
     assert!(matches!(error, TrainError::GpuMemory { .. }), "{error}");
 }
 
@@ -441,7 +445,8 @@ fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
 #[ignore = "needs 1 GPU"]
 fn a_nan_is_traced_to_the_tensor_where_it_began() {
     let config = of_preset("llama-tiny", 2, 64, 4);
-    let mut trainer = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, gpu()).unwrap();
+    let mut trainer =
+        Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
     let clock = Clock::starting_now();
     trainer.advance(&clock).unwrap();
     let Trainer { ops, model, .. } = &mut trainer;
