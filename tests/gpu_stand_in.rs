@@ -213,7 +213,7 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
     let init = format!(
         "(void **to, int world, struct {{ char of[128]; }} id, int rank, int *config) {{
             char *getenv(const char *);
-            if (!getenv(\"{wanted}\") || !getenv(\"NCCL_PROTO\") || id.of[7] != 42 || config[7] != 8) return 5;
+            if (!getenv(\"{wanted}\") || !getenv(\"NCCL_PROTO\") || id.of[7] != 42 || config[7] != 4) return 5;
             void *log = fopen(getenv(\"NCCL_DEBUG_FILE\"), \"w\");
             fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/02 : 0 1\\n\");
             fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/0 : %d[%d] -> %d[%d] via SHM/direct/direct\\n\", rank, 0, 1 - rank, 0);
@@ -273,7 +273,7 @@ fn ranks_meet_over_nccl_and_record_how() {
             assert_eq!(head["transport"]["ring"], serde_json::json!([0, 1]));
             assert_eq!(
                 (&head["nccl"]["max_ctas"], &head["nccl"]["environment"]["NCCL_PROTO"]),
-                (&8.into(), &"Simple".into())
+                (&4.into(), &"Simple".into())
             );
             let of_step =
                 |step: u64| lines.iter().filter(|line| line["line"] == "bucket" && line["step"] == step).count();

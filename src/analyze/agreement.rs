@@ -96,7 +96,7 @@ pub(super) fn training(files: &RunFiles) -> Vec<Flag> {
     });
     first("no-exchange", "exchanged no gradients in an arm that must", &|head| must_exchange(head) && is_alone(head));
     first("undue-exchange", "exchanged gradients in an arm that must not", &|head| {
-        !must_exchange(head) && !is_alone(head)
+        head.arm != Arm::Ddp && !is_alone(head)
     });
     flags
 }
@@ -122,7 +122,9 @@ fn unequal_software(heads: &[&RunHead]) -> Vec<Flag> {
     };
     let keys: BTreeSet<&str> = heads.iter().flat_map(|head| head.software.keys().map(String::as_str)).collect();
     for key in keys {
-        equal(key, heads.iter().map(|head| head.software.get(key).map_or("not named", String::as_str)).collect());
+        // only who exchanges over NCCL loads it
+        let concerned = heads.iter().filter(|head| key != "nccl" || head.communicator == "nccl");
+        equal(key, concerned.map(|head| head.software.get(key).map_or("not named", String::as_str)).collect());
     }
     equal("rigscale", heads.iter().map(|head| head.rigscale.as_str()).collect());
     let exchanging = heads.iter().filter(|head| must_exchange(head));

@@ -19,11 +19,13 @@ pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use crate::record::{Analysis, Arm, Dropped, Field, Finding, Grade, Origin, Point, RunFiles, SCHEMA};
+use crate::record::{
+    Analysis, Arm, Dropped, Field, Finding, Grade, Origin, Point, RunFiles, RunHead, SCHEMA, Transport,
+};
 use crate::stats::bonferroni;
 
 use gather::Ran;
@@ -195,10 +197,44 @@ fn identity(files: &RunFiles) -> Vec<Field> {
     if !exchanges.is_empty() {
         add("exchange", &exchanges.into_iter().collect::<Vec<_>>().join(", "));
     }
+    for (key, value) in way(&heads) {
+        add(key, &value);
+    }
     for (key, value) in heads.iter().flat_map(|head| &head.software) {
         add(key, value);
     }
     identity
+}
+
+/// The way of gradients between GPUs at the largest world, in NCCL's words, and what NCCL was told.
+fn way(heads: &[&RunHead]) -> Vec<(&'static str, String)> {
+    let world = heads.iter().filter(|head| head.transport.is_some()).map(|head| head.world).max();
+    let of_world = heads.iter().filter(|head| Some(head.world) == world);
+    let told: Vec<(usize, &Transport)> =
+        of_world.filter_map(|head| Some((head.rank, head.transport.as_ref()?))).collect();
+    let mut ranks_via: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (rank, transport) in &told {
+        for (peer, via) in &transport.via {
+            ranks_via.entry(via).or_default().insert(format!("{rank} → {peer}"));
+        }
+    }
+    let mut way = Vec::new();
+    if !ranks_via.is_empty() {
+        let of = |(via, pairs): (&&str, &BTreeSet<String>)| {
+            format!("{via}: {}", pairs.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
+        };
+        way.push(("nccl transport", ranks_via.iter().map(of).collect::<Vec<_>>().join("; ")));
+    }
+    let Some((_, first)) = told.first() else { return way };
+    if let Some(channels) = first.channels {
+        let search = first.search.as_ref().map(|search| format!(" (its search found {search})")).unwrap_or_default();
+        way.push(("nccl channels", format!("{channels}{search}")));
+    }
+    if !first.environment.is_empty() {
+        let settings: Vec<String> = first.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        way.push(("nccl environment", settings.join(" ")));
+    }
+    way
 }
 
 /// Trials that ran well and yet count nowhere, because their launch lacks a counterpart.

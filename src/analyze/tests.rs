@@ -383,6 +383,13 @@ const SPOILT: &[Row] = &[
     ("no-exchange", true, |files| {
         heads(files, |head| head.communicator = "none".into());
     }),
+    ("unequal-hosts", true, |files| {
+        for rank in [0, 1] {
+            let head = &mut file(files, "launch-1_ddp-2", rank).head;
+            head.communicator = "nccl".into();
+            head.software.insert("nccl".into(), format!("2.30.{rank}"));
+        }
+    }),
     ("undue-exchange", true, |files| file(files, "launch-1_together-2", 1).head.communicator = "nccl".into()),
     ("plan-incomplete", true, |files| files.plan.launches = 6),
     ("plan-incomplete", true, |files| files.plan.launches = 4),
