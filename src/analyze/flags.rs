@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::record::{Arm, Flag, Point, RankFile, RunFiles};
+use crate::record::{Arm, EndReason, Flag, Point, RankFile, RunFiles};
 
 use super::agreement;
 use super::gather::{Gathered, Ran, STEPS_FEW};
@@ -23,6 +23,9 @@ const BOOTSTRAP_WIDER: f64 = 2.0;
 
 /// Differences between intervals below this do not matter to anyone.
 const BOOTSTRAP_APART: f64 = 0.001;
+
+/// Norms of one sum of gradients differ by the order in which cards of different size add, far below this.
+const NORM_APART: f64 = 1e-9;
 
 /// Every flag but those about lost trials.
 pub(super) fn flags(
@@ -63,20 +66,44 @@ pub(super) fn rank_files(files: &RunFiles) -> impl Iterator<Item = (&str, usize,
     files.trials.iter().flat_map(|(trial, ranks)| ranks.iter().map(move |(rank, file)| (trial.as_str(), *rank, file)))
 }
 
-/// Ranks of a ddp trial that ended with different parameters did not train one model.
+/// Ranks of a ddp trial that ended with different parameters, or saw different sums of gradients in some step, did not
+/// train one model.
 fn not_synchronised(files: &RunFiles) -> Vec<Flag> {
     let ddp = files.plan.trials.iter().filter(|trial| trial.arm == Arm::Ddp);
-    let disagree = |ranks: &BTreeMap<usize, RankFile>| {
-        let hashes = ranks.values().filter_map(|file| file.end.as_ref()).map(|end| end.parameters_sha256.as_str());
-        hashes.collect::<BTreeSet<_>>().len() > 1
+    let ran: Vec<(&str, &BTreeMap<usize, RankFile>)> =
+        ddp.filter_map(|trial| Some((trial.name.as_str(), files.trials.get(&trial.name)?))).collect();
+    let parameters = ran.iter().filter(|(_, ranks)| ended_apart(ranks)).map(|(trial, _)| *trial).collect::<Vec<_>>();
+    let gradients: Vec<(&str, usize)> =
+        ran.iter().filter_map(|(trial, ranks)| Some((*trial, summed_apart(ranks)?))).collect();
+    let mut flags = Vec::new();
+    if let Some(first) = parameters.first() {
+        let text = format!("the ranks of {} ended with different parameters", and_more(first, parameters.len()));
+        flags.push(flag(NOT_SYNCHRONISED, true, text));
+    }
+    if let Some((trial, step)) = gradients.first() {
+        let trials = and_more(trial, gradients.len());
+        let text = format!("the ranks of {trials} summed different gradients, first at step {step}");
+        flags.push(flag(NOT_SYNCHRONISED, true, text));
+    }
+    flags
+}
+
+/// Ranks that were interrupted may have ended in the middle of a sum: they say nothing.
+fn ended_apart(ranks: &BTreeMap<usize, RankFile>) -> bool {
+    let ends = ranks.values().filter_map(|file| file.end.as_ref());
+    let completed = ends.filter(|end| end.reason == EndReason::Completed);
+    completed.map(|end| end.parameters_sha256.as_str()).collect::<BTreeSet<_>>().len() > 1
+}
+
+/// The first step after which ranks had gradients of different norms: each takes it of the same sum.
+fn summed_apart(ranks: &BTreeMap<usize, RankFile>) -> Option<usize> {
+    let (_, first) = ranks.first_key_value()?;
+    let norms = |file: &RankFile| file.steps.iter().map(|step| step.grad_norm).collect::<Vec<_>>();
+    let wanted = norms(first);
+    let apart = |file: &RankFile| {
+        norms(file).iter().zip(&wanted).position(|(one, other)| (one - other).abs() > NORM_APART * other.abs())
     };
-    let trials: Vec<&str> = ddp
-        .filter(|trial| files.trials.get(&trial.name).is_some_and(disagree))
-        .map(|trial| trial.name.as_str())
-        .collect();
-    let Some(first) = trials.first() else { return Vec::new() };
-    let text = format!("the ranks of {} ended with different parameters", and_more(first, trials.len()));
-    vec![flag(NOT_SYNCHRONISED, true, text)]
+    ranks.values().filter_map(apart).min()
 }
 
 fn about_trials(ran: &[Ran<'_>], graded: &BTreeSet<&str>) -> Vec<Flag> {

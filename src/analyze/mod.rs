@@ -223,16 +223,16 @@ fn way(heads: &[&RunHead]) -> Vec<(&'static str, String)> {
         let of = |(via, pairs): (&&str, &BTreeSet<String>)| {
             format!("{via}: {}", pairs.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
         };
-        way.push(("nccl transport", ranks_via.iter().map(of).collect::<Vec<_>>().join("; ")));
+        way.push(("NCCL transport", ranks_via.iter().map(of).collect::<Vec<_>>().join("; ")));
     }
     let Some((_, first)) = told.first() else { return way };
     if let Some(channels) = first.channels {
         let search = first.search.as_ref().map(|search| format!(" (its search found {search})")).unwrap_or_default();
-        way.push(("nccl channels", format!("{channels}{search}")));
+        way.push(("NCCL channels", format!("{channels}{search}")));
     }
     if !first.environment.is_empty() {
         let settings: Vec<String> = first.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        way.push(("nccl environment", settings.join(" ")));
+        way.push(("NCCL environment", settings.join(" ")));
     }
     way
 }

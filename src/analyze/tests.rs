@@ -306,6 +306,26 @@ fn ranks_with_different_parameters_are_a_fault() {
     // ranks that exchange nothing may differ
     let mut files = calm(&[TWO]);
     file(&mut files, "launch-2_together-2", 1).end.as_mut().unwrap().parameters_sha256 = "00".repeat(32);
+    file(&mut files, "launch-2_together-2", 1).steps[7].grad_norm = 2.0;
+    assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
+    // an interruption may have cut a sum
+    let mut files = calm(&[TWO]);
+    let end = file(&mut files, "launch-2_ddp-2", 1).end.as_mut().unwrap();
+    (end.parameters_sha256, end.reason) = ("00".repeat(32), EndReason::Interrupted);
+    assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
+}
+
+#[test]
+fn ranks_that_summed_different_gradients_in_one_step_are_a_fault() {
+    let mut files = calm(&[TWO]);
+    file(&mut files, "launch-2_ddp-2", 1).steps[7].grad_norm *= 1.0 + 1e-6;
+    let analysis = analyze(&files).unwrap();
+    assert_eq!(analysis.verdict.outcome, Outcome::Fault);
+    let flag = analysis.flags.iter().find(|flag| flag.code == "not-synchronised").unwrap();
+    assert!(flag.text.contains("launch-2_ddp-2") && flag.text.contains("step 7"), "{}", flag.text);
+    // cards of different size add in different orders
+    let mut files = calm(&[TWO]);
+    file(&mut files, "launch-2_ddp-2", 1).steps[7].grad_norm *= 1.0 + 1e-12;
     assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
 }
 
