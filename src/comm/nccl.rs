@@ -61,6 +61,11 @@ impl Nccl {
     /// # Errors
     /// The GPU or NCCL failed, the communicator was broken off, or the limit passed: it is ended then.
     pub fn wait_for(&mut self, event: &Event) -> Result<(), CommError> {
+        let waited = self.watch(event);
+        self.end_on_error(waited)
+    }
+
+    fn watch(&self, event: &Event) -> Result<(), CommError> {
         let deadline = Instant::now() + duration(self.limit);
         for look in 1_u32.. {
             if event.has_passed()? {
@@ -69,7 +74,6 @@ impl Nccl {
             if look.is_multiple_of(LOOKS) {
                 self.comm.check()?;
                 if deadline <= Instant::now() {
-                    self.comm.breaker().abort();
                     return Err(CommError::Late { rank: self.comm.rank(), limit: self.limit });
                 }
             }
@@ -80,7 +84,16 @@ impl Nccl {
     }
 
     fn sum(&mut self, buffer: &mut DeviceBuffer) -> Result<(), CommError> {
-        Ok(self.comm.all_reduce_sum(&self.stream, &mut buffer.all_mut(), duration(self.limit))?)
+        let asked = self.comm.all_reduce_sum(&self.stream, &mut buffer.all_mut(), duration(self.limit));
+        self.end_on_error(asked.map_err(CommError::from))
+    }
+
+    /// After an error sums that are under way would wait forever for ranks that do not come.
+    fn end_on_error(&self, done: Result<(), CommError>) -> Result<(), CommError> {
+        if done.is_err() {
+            self.comm.breaker().abort();
+        }
+        done
     }
 }
 

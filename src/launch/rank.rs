@@ -104,18 +104,19 @@ impl Ordered {
     /// Other ranks will not come to the next sum, or not all: whatever this one waits for on its GPU ends now.
     fn set(&self, reason: EndReason) {
         self.0.end.store(if reason == EndReason::Interrupted { 1 } else { 2 }, Ordering::SeqCst);
-        if let Some(breaker) = &*self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner) {
-            breaker.abort();
+        let breaker = self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(breaker) = breaker {
+            // it may wait for the GPU; whoever listens to orders must not
+            thread::spawn(move || breaker.abort());
         }
     }
 
     /// Takes what ends the waits; at once, if the order came before.
     fn arm(&self, breaker: Breaker) {
-        let mut place = self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.to_end().is_some() {
-            breaker.abort();
+        *self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner) = Some(breaker);
+        if let Some(reason) = self.to_end() {
+            self.set(reason);
         }
-        *place = Some(breaker);
     }
 
     /// Why the rank should end, if it should.

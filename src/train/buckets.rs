@@ -197,10 +197,14 @@ impl<O: Ops> Gradients<O> {
         self.missing[index] -= 1;
         if self.missing[index] == 0 && self.pass.last {
             debug_assert!(self.missing[..index].iter().all(|missing| *missing == 0), "buckets fill in their order");
-            if self.reducer.handing_over() == HandingOver::Cuts {
+            let cuts = self.reducer.handing_over() == HandingOver::Cuts;
+            if cuts {
                 ops.cut()?;
             }
             self.hand_over(ops, index);
+            if cuts && index + 1 < self.buckets.len() {
+                ops.resume()?;
+            }
         }
         Ok(())
     }

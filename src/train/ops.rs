@@ -309,12 +309,17 @@ pub trait Ops {
     /// The device failed.
     fn begin_stretch(&mut self, stretch: Stretch) -> Result<(), Self::Error>;
 
-    /// Ends a piece of the stretch under way and begins its next one: what is asked for between two pieces belongs to
-    /// none.
+    /// Ends a piece of the stretch under way: what is asked for from here to [`Ops::resume`] belongs to none.
     ///
     /// # Errors
     /// The device failed.
     fn cut(&mut self) -> Result<(), Self::Error>;
+
+    /// Begins the next piece of the stretch under way, after [`Ops::cut`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn resume(&mut self) -> Result<(), Self::Error>;
 
     /// Ends the stretch under way, whatever failed in it.
     ///

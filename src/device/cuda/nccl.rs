@@ -428,7 +428,8 @@ impl NcclComm {
             Element::Bf16 => BFLOAT16,
             Element::F32 => FLOAT32,
             Element::F64 => FLOAT64,
-            Element::U32 | Element::U64 | Element::Byte => UINT32,
+            Element::U32 => UINT32,
+            Element::U64 | Element::Byte => unreachable!("sums are of numbers that gradients are kept in"),
         };
         const ATTEMPT: &str = "all-reduce gradients";
         let code = self.shared.with(ATTEMPT, |nccl, comm| {

@@ -227,6 +227,10 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn resume(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+
     fn end_stretch(&mut self) -> Result<(), Infallible> {
         Ok(())
     }

@@ -50,8 +50,7 @@ pub struct Cuda {
     outcome: usize,
     staging: Staging,
     graphs: BTreeMap<Stretch, Recorded>,
-    /// The stretch under way, and the pieces of it that are recorded so far if it is recorded.
-    under_way: Option<(Stretch, Option<Vec<Graph>>)>,
+    under_way: Option<UnderWay>,
     /// False while operations are tested one by one.
     records: bool,
     /// Where parts of a step are timed: which began when.
@@ -68,6 +67,16 @@ struct Workspace {
     sums: DeviceBuffer,
     /// Partial sums of squares, f64.
     squares: DeviceBuffer,
+}
+
+/// The stretch under way.
+#[derive(Debug)]
+struct UnderWay {
+    stretch: Stretch,
+    /// The pieces recorded so far; none where the stretch is not recorded.
+    pieces: Option<Vec<Graph>>,
+    /// False between two pieces, and after the last: the stream then does what it is asked for.
+    recording: bool,
 }
 
 /// How far the recording of a stretch is.
@@ -321,27 +330,34 @@ impl Ops for Cuda {
         if records {
             self.stream.begin_recording()?;
         }
-        self.under_way = Some((stretch, records.then(Vec::new)));
+        self.under_way = Some(UnderWay { stretch, pieces: records.then(Vec::new), recording: records });
         Ok(())
     }
 
     fn cut(&mut self) -> Result<(), CudaError> {
-        let Some((_, Some(pieces))) = &mut self.under_way else { return Ok(()) };
-        let graph = self.stream.end_recording()?;
-        self.stream.replay(&graph)?;
-        pieces.push(graph);
-        self.stream.begin_recording()
+        let Some(UnderWay { pieces: Some(pieces), recording, .. }) = &mut self.under_way else { return Ok(()) };
+        if std::mem::take(recording) {
+            let graph = self.stream.end_recording()?;
+            self.stream.replay(&graph)?;
+            pieces.push(graph);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), CudaError> {
+        let Some(UnderWay { pieces: Some(_), recording, .. }) = &mut self.under_way else { return Ok(()) };
+        self.stream.begin_recording()?;
+        *recording = true;
+        Ok(())
     }
 
     fn end_stretch(&mut self) -> Result<(), CudaError> {
+        self.cut()?;
         match self.under_way.take() {
-            Some((stretch, Some(mut pieces))) => {
-                let graph = self.stream.end_recording()?;
-                self.stream.replay(&graph)?;
-                pieces.push(graph);
+            Some(UnderWay { stretch, pieces: Some(pieces), .. }) => {
                 self.graphs.insert(stretch, Recorded::Pieces(pieces));
             }
-            Some((stretch, None)) => {
+            Some(UnderWay { stretch, pieces: None, .. }) => {
                 self.products.save(&mut self.cache);
                 if self.records {
                     self.graphs.insert(stretch, Recorded::Planned);
