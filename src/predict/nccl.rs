@@ -1,7 +1,7 @@
 //! NCCL's own view: which transport it takes, which ring it finds, how long it thinks an all-reduce takes.
 //!
 //! From NCCL 2.30.7 (commit 5067397c): `src/graph/{paths,search,tuning}.cc`. Its model knows no memory, no coupling of the
-//! two directions and no difference between peer and staged transport: what a machine reaches is in [`super::ring`].
+//! two directions and no difference between peer and staged transport: what a machine reaches is in [`super::ring()`].
 
 use std::fmt;
 use std::str::FromStr;
