@@ -19,6 +19,7 @@
 //! - [`topology`]: what a machine is.
 //! - [`model`]: what is trained.
 //! - [`record`]: every file between rooms.
+//! - [`predict`]: what a machine should reach, and what would change it.
 //! - [`device`]: the only unsafe code; shared memory, affinity, CUDA and its kernels, NVML.
 //! - [`probe`]: asks a machine, makes a topology, judges it.
 //! - [`comm`]: how buffers move between ranks.
@@ -34,6 +35,7 @@ pub mod comm;
 pub mod device;
 pub mod launch;
 pub mod model;
+pub mod predict;
 pub mod probe;
 pub mod record;
 pub mod report;

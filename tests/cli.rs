@@ -40,6 +40,13 @@ fn bad_usage_is_answered_with_what_would_be_right() {
         (&["models", "--memory", "llama-15m"], 2, &["MODEL,BATCH,CONTEXT"]),
         (&["train", "--device", "cpu", "--world", "64"], 2, &["--world", "64 ranks need 64 cores"]),
         (&["train", "--learning-rate=-1"], 2, &["--learning-rate"]),
+        (&["predict"], 2, &["PLATFORM"]),
+        (&["predict", "no-such-board"], 2, &["no-such-board", "--list"]),
+        (&["predict", "am5-x8x8", "--gpus", "3"], 2, &["am5-x8x8", "slots for 2"]),
+        (&["predict", "am5-x8x8", "--gpu", "rtx-5091"], 2, &["rtx-5091", "rtx-5090"]),
+        (&["predict", "am5-x8x8", "--set", "slot.1.width=3"], 2, &["slot.1.width=3", "1, 2, 4, 8"]),
+        (&["predict", "am5-x8x8", "--hosts", "2"], 2, &["--network"]),
+        (&["predict", "am5-x8x8", "--network", "25,10us"], 2, &["no unit"]),
         (&["train", "--device", "cpu", "--steps", "2", "-o", "/proc/nowhere"], 1, &["/proc/nowhere"]),
     ];
     for (args, code, words) in rows {
@@ -57,11 +64,34 @@ fn help_shows_where_to_start() {
     let (code, text, _) = run(&["--help"]);
     assert_eq!(code, 0);
     assert!(text.contains("Start here") && text.contains("qualify --quick") && !text.contains("  rank"), "{text}");
-    for command in ["qualify", "probe", "capture", "rules", "models", "train", "floor", "analyze", "report"] {
+    for command in ["qualify", "probe", "capture", "predict", "rules", "models", "train", "floor", "analyze", "report"]
+    {
         let (code, help, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);
         assert!(help.contains("Example") || command == "rules", "{command} shows no example: {help}");
     }
+}
+
+#[test]
+fn a_prediction_holds_an_interval_for_each_world_and_reads_a_probed_machine() {
+    let (code, json, said) = run(&["predict", "asrock-romed8-2t", "--gpus", "1,2,4", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for (row, world) in value["variants"].as_array().unwrap().iter().zip([1, 2, 4]) {
+        assert_eq!(row["world"], world);
+        let of = |name: &str| row["efficiency"][name].as_f64().unwrap();
+        assert!(of("low") <= of("estimate") && of("estimate") <= of("high"), "{row}");
+    }
+    let machine = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machines/threadripper-4gpu/topology.yaml");
+    let (code, text, said) = run(&["predict", machine, "--gpus", "4", "--model", "llama-350m"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(text.contains("limit: ") && text.contains("efficiency"), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("board.yaml");
+    let text = include_str!("../topologies/am5-x8x8.yaml").replace("89.6 GB/s", "89.6");
+    fs::write(&path, text).unwrap();
+    let (code, _, said) = run(&["predict", path.to_str().unwrap()]);
+    assert!(code == 2 && said.contains("board.yaml:5") && said.contains("no unit"), "{said}");
 }
 
 #[test]

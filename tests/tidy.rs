@@ -12,6 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("topology", &[]),
     ("model", &[]),
     ("record", &["topology", "model"]),
+    ("predict", &["topology", "model", "record"]),
     ("device", &["topology"]),
     ("probe", &["topology", "record", "device"]),
     ("comm", &["device"]),
@@ -19,7 +20,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("launch", &["topology", "model", "record", "device", "comm", "train"]),
     ("analyze", &["topology", "model", "record"]),
     ("report", &["topology", "model", "record", "analyze"]),
-    ("cli", &["topology", "model", "record", "device", "probe", "comm", "train", "launch", "analyze", "report"]),
+    (
+        "cli",
+        &["topology", "model", "record", "predict", "device", "probe", "comm", "train", "launch", "analyze", "report"],
+    ),
 ];
 
 /// A function fits a screen.

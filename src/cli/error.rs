@@ -10,6 +10,7 @@ use crate::analyze::AnalyzeError;
 use crate::device::cuda::CudaError;
 use crate::launch::LaunchError;
 use crate::model::UnknownModel;
+use crate::predict::PredictError;
 use crate::record::RecordError;
 use crate::report::ReportError;
 use crate::topology::TopologyError;
@@ -34,6 +35,10 @@ pub(super) enum CliError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Topology(Box<TopologyError>),
+    /// A prediction cannot be made.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Predict(#[from] PredictError),
     /// A file between rooms.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -87,7 +92,7 @@ impl CliError {
             Self::Launch(LaunchError::Train(TrainError::Cuda(_) | TrainError::Device { .. })) => Exit::Fault,
             Self::Launch(LaunchError::Train(TrainError::Diverged { .. })) => Exit::Fault,
             Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
-            Self::Model(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
+            Self::Model(_) | Self::Predict(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::Cuda(_) => Exit::Fault,
             Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
         }

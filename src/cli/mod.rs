@@ -10,6 +10,7 @@ mod floor;
 mod look;
 mod models;
 mod output;
+mod predict;
 mod probe;
 mod progress;
 mod qualify;
@@ -56,6 +57,7 @@ enum Command {
     Qualify(qualify::Args),
     Probe(probe::Args),
     Capture(capture::Args),
+    Predict(predict::Args),
     Rules(rules::Args),
     Models(models::Args),
     Train(train::Args),
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Qualify(args) => qualify::run(args, &out),
         Command::Probe(args) => probe::run(args, &out).map_err(CliError::from),
         Command::Capture(args) => capture::run(args, &out).map_err(CliError::from),
+        Command::Predict(args) => predict::run(args, &out),
         Command::Rules(args) => rules::run(args, &out).map_err(CliError::from),
         Command::Models(args) => models::run(args, &out),
         Command::Train(args) => train::run(args, &out),

@@ -155,6 +155,11 @@ fn cut(text: &str, columns: usize) -> String {
     }
 }
 
+/// [`wrapped`], for other commands.
+pub(super) fn wrapped_at(first: &str, text: &str) -> String {
+    wrapped(first, text)
+}
+
 /// `text` in lines of at most [`COLUMNS`], the first after `first`, the others as far in. Long words are cut apart.
 fn wrapped(first: &str, text: &str) -> String {
     let indent = first.chars().count();
