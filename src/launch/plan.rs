@@ -12,6 +12,9 @@ use super::shares::{Fit, shares_of};
 /// Ranks have met when each has built its model: a minute is ample for any model a machine can hold.
 const MEET_LIMIT: Seconds = Seconds(60.0);
 
+/// On a GPU everything runs once before ranks meet: kernels are compiled and products timed where no cache has them.
+const MEET_LIMIT_GPU: Seconds = Seconds(180.0);
+
 /// A step may take so many times its estimate before its rank counts as stuck, and never less than [`STEP_LIMIT_MIN`].
 const STEP_LIMIT_FACTOR: f64 = 30.0;
 
@@ -202,9 +205,12 @@ pub(super) fn calibration_limits(plan: &Plan, steps: usize) -> Limits {
 pub(super) fn limits(device: Device, step_estimate: Seconds, steps: usize) -> Limits {
     let step_s = Seconds((step_estimate.0 * STEP_LIMIT_FACTOR).max(STEP_LIMIT_MIN.0));
     // a trial whose steps keep their own limit is slow, not stuck: it is judged, not stopped
-    let trial_s = Seconds(MEET_LIMIT.0 + step_s.0 * (steps + 1) as f64);
-    let stop_s = if device == Device::Cuda { STOP_LIMIT_GPU } else { STOP_LIMIT };
-    Limits { meet_s: MEET_LIMIT, step_s, trial_s, stop_s }
+    let (meet_s, stop_s) = match device {
+        Device::Cpu => (MEET_LIMIT, STOP_LIMIT),
+        Device::Cuda => (MEET_LIMIT_GPU, STOP_LIMIT_GPU),
+    };
+    let trial_s = Seconds(meet_s.0 + step_s.0 * (steps + 1) as f64);
+    Limits { meet_s, step_s, trial_s, stop_s }
 }
 
 fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, trials: usize) -> Vec<String> {
