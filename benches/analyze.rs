@@ -147,7 +147,7 @@ fn write_rank(folder: &RunFolder, plan: &Plan, rank: usize) -> Result<(), Box<dy
     let end = RunEnd {
         reason: EndReason::Completed,
         steps: STEPS,
-        parameters_sha256: "ab".repeat(32),
+        parameters_sha256: Some("ab".repeat(32)),
         peak_memory_bytes: Bytes(1 << 30),
         stolen: Some(0.0),
     };

@@ -79,7 +79,7 @@ fn end(steps: usize) -> RunEnd {
     RunEnd {
         reason: EndReason::Completed,
         steps,
-        parameters_sha256: "ab".repeat(32),
+        parameters_sha256: Some("ab".repeat(32)),
         peak_memory_bytes: Bytes(1 << 20),
         stolen: Some(0.001),
     }

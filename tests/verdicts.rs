@@ -167,7 +167,7 @@ fn end(reason: EndReason) -> RunEnd {
     RunEnd {
         reason,
         steps: STEPS,
-        parameters_sha256: "ab".repeat(32),
+        parameters_sha256: Some("ab".repeat(32)),
         peak_memory_bytes: Bytes(1 << 20),
         stolen: Some(0.0),
     }

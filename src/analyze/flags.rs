@@ -92,7 +92,7 @@ fn not_synchronised(files: &RunFiles) -> Vec<Flag> {
 fn ended_apart(ranks: &BTreeMap<usize, RankFile>) -> bool {
     let ends = ranks.values().filter_map(|file| file.end.as_ref());
     let completed = ends.filter(|end| end.reason == EndReason::Completed);
-    completed.map(|end| end.parameters_sha256.as_str()).collect::<BTreeSet<_>>().len() > 1
+    completed.filter_map(|end| end.parameters_sha256.as_deref()).collect::<BTreeSet<_>>().len() > 1
 }
 
 /// The first step after which ranks had gradients of different norms: each takes it of the same sum.

@@ -99,17 +99,12 @@ fn loss(samples: &[Sample<'_>], step_s: Seconds, free_step_s: Seconds) -> CommLo
     let ddp: Vec<LastRank> = samples.iter().map(|sample| last_rank(sample.ddp)).collect();
     let free: Vec<LastRank> = samples.iter().map(|sample| last_rank(sample.undisturbed())).collect();
     let over = |all: &[LastRank], of: fn(&LastRank) -> f64| mean(&all.iter().map(of).collect::<Vec<_>>());
-    let exposed = over(&ddp, |last| last.exposed_s);
-    let slowdown = over(&ddp, |last| last.compute_s) - over(&free, |last| last.compute_s);
+    let exposed_s = Seconds(over(&ddp, |last| last.exposed_s));
+    let slower = |of: fn(&LastRank) -> f64| Seconds(over(&ddp, of) - over(&free, of));
+    let (slowdown_s, optimizer_s) = (slower(|last| last.compute_s), slower(|last| last.optimizer_s));
     let total_s = step_s - free_step_s;
-    let remainder_s = total_s - Seconds(exposed) - Seconds(slowdown);
-    CommLoss {
-        total_s,
-        exposed_s: Seconds(exposed),
-        slowdown_s: Seconds(slowdown),
-        remainder_s,
-        remainder_share: remainder_s / step_s,
-    }
+    let remainder_s = total_s - exposed_s - slowdown_s - optimizer_s;
+    CommLoss { total_s, exposed_s, slowdown_s, optimizer_s, remainder_s, remainder_share: remainder_s / step_s }
 }
 
 fn peak_memory(samples: &[Sample<'_>]) -> Bytes {

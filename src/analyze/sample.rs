@@ -42,6 +42,8 @@ pub(super) struct LastRank {
     pub(super) compute_s: f64,
     /// Its wait for gradients.
     pub(super) exposed_s: f64,
+    /// Its optimizer.
+    pub(super) optimizer_s: f64,
 }
 
 /// Every world size and set of shares that the plan trains on, ascending.
@@ -169,15 +171,16 @@ fn slowest_mean_step_s(ran: &Ran<'_>) -> f64 {
 /// Means over the aligned steps, each taken on the rank whose forward and backward took longest at that step.
 pub(super) fn last_rank(ran: &Ran<'_>) -> LastRank {
     let compute = |step: &Step| step.forward_s.0 + step.backward_s.0;
-    let (mut compute_s, mut exposed_s) = (0.0, 0.0);
+    let (mut compute_s, mut exposed_s, mut optimizer_s) = (0.0, 0.0, 0.0);
     for at in ran.aligned.clone() {
         let last =
             ran.files.iter().map(|file| &file.steps[at]).max_by(|one, other| compute(one).total_cmp(&compute(other)));
         if let Some(step) = last {
             compute_s += compute(step);
             exposed_s += step.exposed_s.0;
+            optimizer_s += step.optimizer_s.0;
         }
     }
     let count = ran.aligned.len() as f64;
-    LastRank { compute_s: compute_s / count, exposed_s: exposed_s / count }
+    LastRank { compute_s: compute_s / count, exposed_s: exposed_s / count, optimizer_s: optimizer_s / count }
 }

@@ -1,6 +1,6 @@
 //! What the analysis must say about runs of known machines.
 
-use super::synthetic::{BUCKET, Machine, Noise, PARTS, REMAINDER, SLOWDOWN, WORK, World};
+use super::synthetic::{BUCKET, Machine, Noise, OPTIMIZER, PARTS, REMAINDER, SLOWDOWN, WORK, World};
 use super::{AnalyzeError, analyze};
 use crate::record::{
     Analysis, Arm, Device, EndReason, Finding, Grade, Interval, Origin, Outcome, RankFile, RunFiles, RunHead, Severity,
@@ -104,7 +104,7 @@ fn factors_multiply_to_the_efficiency_under_noise() {
                 assert!(close(launch.silicon * launch.straggler * launch.comm, launch.efficiency, 1e-12));
             }
             let loss = point.loss;
-            let sum = loss.exposed_s + loss.slowdown_s + loss.remainder_s;
+            let sum = loss.exposed_s + loss.slowdown_s + loss.optimizer_s + loss.remainder_s;
             assert!((sum - loss.total_s).0.abs() < 1e-15, "{loss:?}");
             assert!(close(1.0 - loss.total_s / point.step_s, point.comm.estimate, 1e-12), "seed {seed}");
         }
@@ -119,7 +119,8 @@ fn the_loss_by_communication_is_explained() {
         let total = point.step_s.0 * (1.0 - point.comm.estimate);
         assert!(close(loss.total_s.0, total, 1e-9), "{loss:?}");
         assert!(close(loss.slowdown_s.0, SLOWDOWN * total, 1e-9), "{loss:?}");
-        assert!(close(loss.exposed_s.0, (1.0 - SLOWDOWN - REMAINDER) * total, 1e-9), "{loss:?}");
+        assert!(close(loss.optimizer_s.0, OPTIMIZER * total, 1e-9), "{loss:?}");
+        assert!(close(loss.exposed_s.0, (1.0 - SLOWDOWN - OPTIMIZER - REMAINDER) * total, 1e-9), "{loss:?}");
         assert!(close(loss.remainder_s.0, REMAINDER * total, 1e-6), "{loss:?}");
         assert!(close(loss.remainder_share, loss.remainder_s.0 / point.step_s.0, 1e-12));
     }
@@ -171,7 +172,7 @@ fn buckets_give_overlap_bandwidth_and_a_timeline() {
     let point = &analysis.points[0];
     let lost = 0.1 / 0.9 - 0.1;
     let backward = PARTS[1] * 0.1 + SLOWDOWN * lost;
-    let exposed = (1.0 - SLOWDOWN - REMAINDER) * lost;
+    let exposed = (1.0 - SLOWDOWN - OPTIMIZER - REMAINDER) * lost;
     let busy = 3.0 * backward / 8.0 + exposed;
     assert!(close(point.overlap.unwrap(), 3.0 * backward / 8.0 / busy, 1e-9), "{:?}", point.overlap);
     let bandwidth = 4.0 * BUCKET.0 as f64 / busy; // 2(N − 1)/N is 1 at N = 2
@@ -299,19 +300,19 @@ fn accidents_come_before_judgements_in_the_order_of_exit_codes() {
 #[test]
 fn ranks_with_different_parameters_are_a_fault() {
     let mut files = calm(&[TWO]);
-    file(&mut files, "launch-2_ddp-2", 1).end.as_mut().unwrap().parameters_sha256 = "00".repeat(32);
+    file(&mut files, "launch-2_ddp-2", 1).end.as_mut().unwrap().parameters_sha256 = Some("00".repeat(32));
     let analysis = analyze(&files).unwrap();
     assert_eq!(analysis.verdict.outcome, Outcome::Fault);
     assert!(codes(&analysis).contains(&"not-synchronised"));
     // ranks that exchange nothing may differ
     let mut files = calm(&[TWO]);
-    file(&mut files, "launch-2_together-2", 1).end.as_mut().unwrap().parameters_sha256 = "00".repeat(32);
+    file(&mut files, "launch-2_together-2", 1).end.as_mut().unwrap().parameters_sha256 = Some("00".repeat(32));
     file(&mut files, "launch-2_together-2", 1).steps[7].grad_norm = 2.0;
     assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
     // an interruption may have cut a sum
     let mut files = calm(&[TWO]);
     let end = file(&mut files, "launch-2_ddp-2", 1).end.as_mut().unwrap();
-    (end.parameters_sha256, end.reason) = ("00".repeat(32), EndReason::Interrupted);
+    (end.parameters_sha256, end.reason) = (Some("00".repeat(32)), EndReason::Interrupted);
     assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
 }
 

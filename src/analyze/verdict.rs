@@ -278,8 +278,8 @@ fn split(plan: &Plan, point: &Point) -> String {
     }
     format!(
         "{factors}; communication costs the rank that arrives last {} of a step of {}: {} exposed, {} in slower forward \
-         and backward passes, {} unexplained.",
-        loss.total_s, point.step_s, loss.exposed_s, loss.slowdown_s, loss.remainder_s,
+         and backward passes, {} in a slower optimizer, {} unexplained.",
+        loss.total_s, point.step_s, loss.exposed_s, loss.slowdown_s, loss.optimizer_s, loss.remainder_s,
     )
 }
 

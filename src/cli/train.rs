@@ -138,8 +138,7 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
     let ranks = (0..trial.shares.len())
         .map(|rank| read_rank_file(&folder.rank(&trial.name, rank)))
         .collect::<Result<Vec<RankFile>, _>>()?;
-    let hashes: Vec<Option<&str>> =
-        ranks.iter().map(|rank| rank.end.as_ref().map(|end| end.parameters_sha256.as_str())).collect();
+    let hashes: Vec<Option<&str>> = ranks.iter().map(|rank| rank.end.as_ref()?.parameters_sha256.as_deref()).collect();
     let steady: Vec<f64> =
         ranks.iter().flat_map(|rank| rank.steps.iter().skip(plan.heating_steps)).map(|step| step.step_s.0).collect();
     let step_s = Seconds(stats::median(&steady));

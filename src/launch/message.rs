@@ -116,8 +116,10 @@ pub(super) enum Cause {
     Input,
     /// The record could not be written.
     Record,
-    /// The loss or a gradient is not finite.
+    /// The loss or a gradient is not finite, and this rank computed it.
     Diverged,
+    /// The summed gradient is not finite, and nothing that this rank computed is to blame.
+    DivergedElsewhere,
     /// Anything else.
     Other,
 }

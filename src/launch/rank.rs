@@ -55,7 +55,7 @@ impl GaveUp {
             CommError::PeerLate { peer, .. } => (Cause::PeerLate, Some(*peer)),
             // NCCL does not say who is missing; the launcher sees who is
             CommError::Late { .. } => (Cause::Unmet, None),
-            CommError::Gpu(error) if matches!(**error, CudaError::NotMet { .. }) => (Cause::Unmet, None),
+            CommError::Gpu(error) if error.is_of_a_peer() => (Cause::Unmet, None),
             _ => (Cause::Other, None),
         };
         Self { cause, text: chain(whole), blames }
@@ -71,6 +71,7 @@ impl From<TrainError> for GaveUp {
             | TrainError::Data(_) => Self::new(Cause::Input, &error),
             TrainError::Exchange { source: ExchangeError::Comm(comm), .. } => Self::of_comm(comm, &error),
             TrainError::Checkpoint { .. } => Self::new(Cause::Record, &error),
+            TrainError::Diverged { first: None, .. } => Self::new(Cause::DivergedElsewhere, &error),
             TrainError::Diverged { .. } => Self::new(Cause::Diverged, &error),
             _ => Self::new(Cause::Other, &error),
         }
@@ -170,11 +171,11 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     assignment.head.transport = text.map(|text| nccl_log::transport(&text, assignment.head.rank));
     training.remarks().into_iter().for_each(|text| say(&Message::Remark { text }));
     let writer = RankWriter::create(&assignment.file, &assignment.head)?;
+    checkpoint(&assignment, &mut training, 0)?;
     say(&Message::Ready);
     if released.recv().is_err() {
         return Ok(());
     }
-    checkpoint(&assignment, &mut training, 0)?;
     let (record, records) = mpsc::sync_channel(UNWRITTEN_MAX);
     let keeper =
         thread::Builder::new().name("recorder".into()).spawn(move || keep(writer, &records)).map_err(GaveUp::other)?;
@@ -189,24 +190,31 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
         (Err(_), None) => EndReason::Failed,
     };
     let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
-    if reason == EndReason::Completed {
+    let whole = reason == EndReason::Completed;
+    if whole {
         checkpoint(&assignment, &mut training, writer.steps())?;
     }
-    let end = end(&mut training, reason, writer.steps(), stolen);
+    let end = RunEnd {
+        reason,
+        steps: writer.steps(),
+        parameters_sha256: if whole { Some(training.parameters_sha256()?) } else { None },
+        peak_memory_bytes: training.peak_memory(),
+        stolen,
+    };
     match trained {
-        // what failed may have taken the device with it: its own words count, not those about the end
+        // its own words count, not those about a record that cannot be ended
         Err(error) if reason == EndReason::Failed => {
-            let _unended = end.map(|end| writer.end(&end));
-            return Err(error);
+            let _unended = writer.end(&end);
+            Err(error)
         }
-        trained => {
-            writer.end(&end?)?;
-            if let Ok(EndReason::Completed) = trained {
+        _ => {
+            writer.end(&end)?;
+            if whole {
                 say(&Message::Done);
             }
+            Ok(())
         }
     }
-    Ok(())
 }
 
 fn steps(
@@ -253,16 +261,6 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
         say(&Message::Step { index: record.step.index, step_s: record.step.step_s });
     }
     Ok(writer)
-}
-
-fn end(training: &mut Training, reason: EndReason, steps: usize, stolen: Option<f64>) -> Result<RunEnd, GaveUp> {
-    Ok(RunEnd {
-        reason,
-        steps,
-        parameters_sha256: training.parameters_sha256()?,
-        peak_memory_bytes: training.peak_memory(),
-        stolen,
-    })
 }
 
 /// Builds the training on the device of its share, with the exchange that the trial asks for.

@@ -187,9 +187,10 @@ impl<'a> Watch<'a> {
             None => ("hang-meet", "build its model and meet the others", self.limits.meet_s),
             Some(_) => ("hang-rank", "make a step", self.limits.step_s),
         };
-        let silent = |seen: &Seen| match self.released {
-            None => !seen.ready && self.started.elapsed().as_secs_f64() > limit.0,
-            Some(_) => !seen.done && seen.last.elapsed().as_secs_f64() > limit.0,
+        // at the start a rank that writes its weights says so, and has its time anew
+        let silent = |seen: &Seen| {
+            let over = if self.released.is_none() { seen.ready } else { seen.done };
+            !over && seen.last.elapsed().as_secs_f64() > limit.0
         };
         if let Some(rank) = self.furthest_behind(silent) {
             return Some(Trouble::Stuck { rank, code, doing, limit });
@@ -244,6 +245,7 @@ impl<'a> Watch<'a> {
             Trouble::Exited { .. } => 0,
             Trouble::Garbled { .. } => 1,
             Trouble::Failed { cause: Cause::Unmet, .. } => 6,
+            Trouble::Failed { cause: Cause::DivergedElsewhere, .. } => 8,
             Trouble::Failed { blames: None, .. } => 2,
             Trouble::Failed { cause: Cause::PeerDied, .. } => 3,
             Trouble::Failed { .. } => 4,

@@ -193,6 +193,9 @@ pub struct CommLoss {
     pub exposed_s: Seconds,
     /// Slow-down of forward and backward beside communication.
     pub slowdown_s: Seconds,
+    /// Slow-down of the optimizer, which all ranks run at once when the last sum is there.
+    #[serde(default)]
+    pub optimizer_s: Seconds,
     /// What is left.
     pub remainder_s: Seconds,
     /// `remainder_s` as a share of ddp's step; flagged above 0.02.

@@ -304,8 +304,10 @@ pub struct RunEnd {
     pub reason: EndReason,
     /// Steps written.
     pub steps: usize,
-    /// SHA-256 over all parameters after the last step, in hexadecimal: equal on every rank of a ddp trial.
-    pub parameters_sha256: String,
+    /// SHA-256 over all parameters after the last step, in hexadecimal: equal on every rank of a ddp trial. None where
+    /// not every step was done: what was cut off may have left anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters_sha256: Option<String>,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: Bytes,
     /// Of the time in which the rank's own CPUs ran or wanted to run, the share that a hypervisor took, 0 to 1; none

@@ -134,6 +134,7 @@ fn loss(point: &Point) -> Vec<Line> {
         Line::new("Step lost to exchange", loss.total_s.to_string()),
         Line::new("of it exposed communication", loss.exposed_s.to_string()),
         Line::new("of it slower compute", loss.slowdown_s.to_string()),
+        Line::new("of it slower optimizer", loss.optimizer_s.to_string()),
         Line::new("of it unexplained", format!("{}, {} of the step", loss.remainder_s, percent(loss.remainder_share))),
     ]
 }

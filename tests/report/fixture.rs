@@ -96,7 +96,8 @@ pub(crate) fn point(split: &Split, launches: u32) -> Point {
         loss: CommLoss {
             total_s: Seconds(extra),
             exposed_s: Seconds(extra * 0.8),
-            slowdown_s: Seconds(extra * 0.17),
+            slowdown_s: Seconds(extra * 0.15),
+            optimizer_s: Seconds(extra * 0.02),
             remainder_s: Seconds(extra * 0.03),
             remainder_share: extra * 0.03 / step,
         },

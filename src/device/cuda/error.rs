@@ -105,7 +105,7 @@ pub enum CudaError {
         log: String,
     },
     /// Not all ranks came, or some came and fell silent.
-    #[error("rank {rank} of {world} waited {limit} for the others to join its communicator")]
+    #[error("rank {rank} of {world} waited {limit} for the other ranks, which did not come")]
     NotMet {
         /// Who waited.
         rank: usize,
@@ -126,6 +126,21 @@ pub enum CudaError {
         sizes: String,
     },
 }
+
+impl CudaError {
+    /// Whether another rank is to blame: it stayed away, or NCCL lost it (`ncclRemoteError`).
+    #[must_use]
+    pub fn is_of_a_peer(&self) -> bool {
+        match self {
+            Self::NotMet { .. } => true,
+            Self::Call { library, code, .. } => *library == "NCCL" && *code == NCCL_REMOTE_ERROR,
+            _ => false,
+        }
+    }
+}
+
+/// `ncclRemoteError` of `nccl.h`.
+const NCCL_REMOTE_ERROR: i32 = 6;
 
 /// Why a library cannot be used.
 #[derive(Debug, Error)]
