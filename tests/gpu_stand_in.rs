@@ -218,16 +218,28 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
             fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/02 : 0 1\\n\");
             fprintf(log, \"box:1:2 [0] NCCL INFO Channel 00/0 : %d[%d] -> %d[%d] via SHM/direct/direct\\n\", rank, 0, 1 - rank, 0);
             fclose(log);
-            *to = (void *)9; return 7; }}"
+            *to = (void *)9; ranks = world; return 7; }}"
     );
     let state = format!(
         "(void *comm, int *state) {{ static unsigned long long n; *state = ++n < {fails}ull ? 0 : 6; return 0; }}"
     );
     let rows = [
-        ("ncclGetVersion", format!("(int *version) {{ *version = {version}; return 0; }}")),
+        ("ncclGetVersion", format!("(int *version) {{ *version = {version}; return 0; }} static int ranks;")),
         ("ncclGetUniqueId", "(char *id) { memset(id, 42, 128); return 0; }".into()),
         ("ncclCommInitRankConfig", init),
-        ("ncclAllReduce", "(void) { return 7; }".into()),
+        // two ranks sum over the communicator that was split off, which blocks
+        (
+            "ncclCommSplit",
+            "(void *met, int color, int key, void **to, int *config) {
+            if (met != (void *)9 || config[4] != 1) return 5; *to = (void *)8; return 7; }"
+                .into(),
+        ),
+        (
+            "ncclAllReduce",
+            "(void *from, void *to, size_t n, int type, int op, void *comm, void *stream) {
+            return comm == (void *)(ranks > 1 ? 8l : 9l) ? 0 : 5; }"
+                .into(),
+        ),
         ("ncclCommGetAsyncError", state),
         ("ncclGetErrorString", "(int code) { return (long)(code == 6 ? \"remote process\" : \"stand-in\"); }".into()),
     ];
@@ -286,7 +298,7 @@ fn ranks_meet_over_nccl_and_record_how() {
 fn what_nccl_notices_ends_the_run_as_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     libraries(folder.path(), MEMORY, u64::MAX);
-    nccl(folder.path(), 23_203, 5);
+    nccl(folder.path(), 23_203, 2);
     let output = train_two(folder.path());
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
     assert!(said(&output).contains("NCCL says 6 (remote process)"), "{}", said(&output));

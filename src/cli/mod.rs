@@ -8,6 +8,7 @@ mod error;
 mod exit;
 mod floor;
 mod look;
+mod measure;
 mod models;
 mod output;
 mod predict;
@@ -60,6 +61,7 @@ enum Command {
     Predict(predict::Args),
     Rules(rules::Args),
     Models(models::Args),
+    Measure(measure::Args),
     Train(train::Args),
     Floor(floor::Args),
     Analyze(analyze::Args),
@@ -67,6 +69,9 @@ enum Command {
     /// One rank of a trial; started by the launcher, which speaks to it over its stdin and stdout
     #[command(hide = true)]
     Rank,
+    /// One process of a measurement; started by `rigscale measure`
+    #[command(hide = true)]
+    Link,
 }
 
 /// Parses the command line, runs the command and returns its exit code.
@@ -89,11 +94,13 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => predict::run(args, &out),
         Command::Rules(args) => rules::run(args, &out).map_err(CliError::from),
         Command::Models(args) => models::run(args, &out),
+        Command::Measure(args) => measure::run(args, &out),
         Command::Train(args) => train::run(args, &out),
         Command::Floor(args) => floor::run(args, &out),
         Command::Analyze(args) => analyze::run(args, &out),
         Command::Report(args) => report::run(args, &out),
         Command::Rank => return crate::launch::rank_main(),
+        Command::Link => return crate::launch::link_main(),
     };
     match result {
         Ok(exit) => exit.into(),

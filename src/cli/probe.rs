@@ -19,6 +19,7 @@ use crate::record::{Finding, RecordError, Severity, read_text, write_whole};
 use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml, to_nccl_xml};
 
 pub(super) use error::ProbeCommandError;
+pub(super) use findings::list as list_findings;
 pub(super) use tables::{plain_table, write as write_table};
 
 use super::look::Look;

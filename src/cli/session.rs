@@ -106,7 +106,7 @@ pub(super) fn once(out: &Output) -> impl Fn(&str) + '_ {
 }
 
 /// The GPUs that the user named among those that CUDA shows: addresses, a number of them, or all.
-fn chosen(asked: &[String], shown: &[PciAddress]) -> Result<Vec<PciAddress>, CliError> {
+pub(super) fn chosen(asked: &[String], shown: &[PciAddress]) -> Result<Vec<PciAddress>, CliError> {
     if let [count] = asked
         && let Ok(count) = count.parse::<usize>()
     {

@@ -112,6 +112,8 @@ pub(super) enum Cause {
     PeerLate,
     /// Some peer, nobody knows which, stayed away beyond the limit.
     Unmet,
+    /// Some peer, nobody knows which, was lost on the way.
+    PeerLost,
     /// What the user asked for cannot be trained: tokens outside the vocabulary, too little memory.
     Input,
     /// The record could not be written.

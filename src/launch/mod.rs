@@ -4,6 +4,7 @@
 
 mod error;
 mod launcher;
+mod measure;
 mod message;
 mod nccl_log;
 mod plan;
@@ -15,6 +16,7 @@ mod trial;
 
 pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
+pub use measure::{LinkSite, Measured, Measurer, Wish, link_main};
 pub use plan::{Wanted, extended, plan};
 pub use rank::rank_main;
 pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares, shares_of};

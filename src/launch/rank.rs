@@ -55,7 +55,8 @@ impl GaveUp {
             CommError::PeerLate { peer, .. } => (Cause::PeerLate, Some(*peer)),
             // NCCL does not say who is missing; the launcher sees who is
             CommError::Late { .. } => (Cause::Unmet, None),
-            CommError::Gpu(error) if error.is_of_a_peer() => (Cause::Unmet, None),
+            CommError::Gpu(error) if matches!(**error, CudaError::NotMet { .. }) => (Cause::Unmet, None),
+            CommError::Gpu(error) if error.is_of_a_peer() => (Cause::PeerLost, None),
             _ => (Cause::Other, None),
         };
         Self { cause, text: chain(whole), blames }
@@ -314,7 +315,7 @@ fn set_up_nccl(assignment: &mut Assignment) -> Result<PathBuf, GaveUp> {
 const SHARED_CTAS: u32 = 4;
 
 /// What lets several ranks of one GPU form a communicator.
-fn sharing(library: &NcclLibrary, rank: usize) -> BTreeMap<String, String> {
+pub(super) fn sharing(library: &NcclLibrary, rank: usize) -> BTreeMap<String, String> {
     let host = format!("rank-{rank}");
     let pairs: &[(&str, &str)] = if library.shares_gpu() {
         &[("NCCL_MULTI_RANK_GPU_ENABLE", "1"), ("NCCL_NVLS_ENABLE", "0"), ("NCCL_NET_GDR_LEVEL", "LOC")]

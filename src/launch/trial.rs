@@ -244,7 +244,7 @@ impl<'a> Watch<'a> {
             Trouble::Exited { rank, .. } if told.contains(rank) => 9,
             Trouble::Exited { .. } => 0,
             Trouble::Garbled { .. } => 1,
-            Trouble::Failed { cause: Cause::Unmet, .. } => 6,
+            Trouble::Failed { cause: Cause::Unmet | Cause::PeerLost, .. } => 6,
             Trouble::Failed { cause: Cause::DivergedElsewhere, .. } => 8,
             Trouble::Failed { blames: None, .. } => 2,
             Trouble::Failed { cause: Cause::PeerDied, .. } => 3,

@@ -4,7 +4,7 @@ use schemars::{Schema, schema_for};
 
 use crate::topology::Topology;
 
-use super::{Analysis, Findings, GpuLine, Line, Manifest, Plan};
+use super::{Analysis, Findings, GpuLine, Line, LinkLine, Manifest, Plan};
 
 /// Name (of the file under `schemas/`) and JSON schema of each record.
 #[must_use]
@@ -13,6 +13,7 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("analysis", schema_for!(Analysis)),
         ("findings", schema_for!(Findings)),
         ("gpu-line", schema_for!(GpuLine)),
+        ("link-line", schema_for!(LinkLine)),
         ("manifest", schema_for!(Manifest)),
         ("plan", schema_for!(Plan)),
         ("rank-line", schema_for!(Line)),

@@ -7,7 +7,7 @@ use crate::record::{Finding, Severity};
 use super::wrapped;
 
 /// Writes all findings, those of one rule together above their common remedy.
-pub(super) fn list(out: &mut fmt::Formatter<'_>, findings: &[Finding], colour: bool) -> fmt::Result {
+pub(in crate::cli) fn list(out: &mut fmt::Formatter<'_>, findings: &[Finding], colour: bool) -> fmt::Result {
     if findings.is_empty() {
         return writeln!(out, "No findings. What is unknown above was not judged.");
     }

@@ -32,6 +32,8 @@ functions! {
         fn cuDeviceGetPCIBusId(*mut c_char, i32, i32) -> i32;
         fn cuDeviceGetName(*mut c_char, i32, i32) -> i32;
         fn cuDeviceGetAttribute(*mut i32, i32, i32) -> i32;
+        fn cuDeviceCanAccessPeer(*mut i32, i32, i32) -> i32;
+        fn cuCtxEnablePeerAccess(Handle, u32) -> i32;
         fn cuDevicePrimaryCtxRetain(*mut Handle, i32) -> i32;
         fn cuDevicePrimaryCtxRelease_v2(i32) -> i32;
         fn cuCtxSetCurrent(Handle) -> i32;
@@ -80,6 +82,8 @@ const CAPABILITY_MINOR: i32 = 76;
 const MODE_PROHIBITED: i32 = 2;
 const MODE_EXCLUSIVE_PROCESS: i32 = 3;
 
+/// `CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED`
+const PEER_ACCESS_ALREADY_ENABLED: i32 = 704;
 /// `CUDA_ERROR_NO_DEVICE`
 const NO_DEVICE: i32 = 100;
 /// `CUDA_ERROR_DEVICE_UNAVAILABLE`: another process holds it alone.
@@ -254,11 +258,45 @@ impl Gpu {
         self.0.driver
     }
 
+    /// Makes its context current on the calling thread, where several GPUs take turns.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn activate(&self) -> Result<(), CudaError> {
+        self.make_current()
+    }
+
     /// Makes its context current on the calling thread.
     pub(super) fn make_current(&self) -> Result<(), CudaError> {
         // SAFETY: the context lives as long as `self`
         let code = unsafe { (self.0.driver.cuCtxSetCurrent)(self.0.context) };
         self.0.driver.check(code, || "make the context current".into())
+    }
+
+    /// Whether CUDA grants this GPU access to the memory of `other`. What is granted need not arrive.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn may_access(&self, other: &Self) -> Result<bool, CudaError> {
+        let mut granted = 0;
+        // SAFETY: writes one integer
+        let code = unsafe { (self.driver().cuDeviceCanAccessPeer)(&raw mut granted, self.0.device, other.0.device) };
+        self.driver().check(code, || format!("ask whether {} may access {}", self.address(), other.address()))?;
+        Ok(granted != 0)
+    }
+
+    /// From here on, copies and kernels of this GPU reach the memory of `other` without the host.
+    ///
+    /// # Errors
+    /// The driver refuses: the two GPUs may not, or 8 others are reached already.
+    pub fn access(&self, other: &Self) -> Result<(), CudaError> {
+        self.make_current()?;
+        // SAFETY: both contexts live as long as `self` and `other`; flags must be 0
+        let code = unsafe { (self.driver().cuCtxEnablePeerAccess)(other.0.context, 0) };
+        if code == PEER_ACCESS_ALREADY_ENABLED {
+            return Ok(());
+        }
+        self.driver().check(code, || format!("let {} access {}", self.address(), other.address()))
     }
 
     /// Its PCI address.

@@ -128,14 +128,10 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// Whether another rank is to blame: it stayed away, or NCCL lost it (`ncclRemoteError`).
+    /// Whether NCCL lost another rank (`ncclRemoteError`).
     #[must_use]
     pub fn is_of_a_peer(&self) -> bool {
-        match self {
-            Self::NotMet { .. } => true,
-            Self::Call { library, code, .. } => *library == "NCCL" && *code == NCCL_REMOTE_ERROR,
-            _ => false,
-        }
+        matches!(self, Self::Call { library: "NCCL", code: NCCL_REMOTE_ERROR, .. })
     }
 }
 

@@ -1,10 +1,10 @@
 //! NCCL: one communicator of one rank, asked without blocking, so that every wait has a limit and can be broken.
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ functions! {
         fn ncclGetVersion(*mut c_int) -> c_int;
         fn ncclGetUniqueId(*mut RawId) -> c_int;
         fn ncclCommInitRankConfig(*mut Handle, c_int, RawId, c_int, *mut Config) -> c_int;
+        fn ncclCommSplit(Handle, c_int, c_int, *mut Handle, *mut Config) -> c_int;
         fn ncclCommGetAsyncError(Handle, *mut c_int) -> c_int;
         fn ncclCommFinalize(Handle) -> c_int;
         fn ncclCommDestroy(Handle) -> c_int;
@@ -262,8 +263,21 @@ struct Shared {
     broken: AtomicBool,
 }
 
+/// The communicators of one rank.
 #[derive(Debug, Clone, Copy)]
-struct Comm(Handle);
+struct Comm {
+    /// Asked without blocking, so that meeting has a limit and can be broken off.
+    met: Handle,
+    /// Split from it: what it is asked for is launched by the caller. For each call of the other NCCL starts a thread,
+    /// which takes longer than a small sum.
+    prompt: Option<Handle>,
+}
+
+impl Comm {
+    fn in_use(self) -> Handle {
+        self.prompt.unwrap_or(self.met)
+    }
+}
 
 // SAFETY: NCCL's communicators may be used from any thread, one at a time, which the mutex sees to
 unsafe impl Send for Comm {}
@@ -272,8 +286,8 @@ impl Shared {
     /// Runs `call` on the communicator.
     fn with(&self, attempt: &str, call: impl FnOnce(&Functions, Handle) -> c_int) -> Result<c_int, CudaError> {
         let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Comm(handle)) = *comm else { return Err(CudaError::Broken) };
-        let code = call(self.library.functions, handle);
+        let Some(comm) = *comm else { return Err(CudaError::Broken) };
+        let code = call(self.library.functions, comm.in_use());
         if code != IN_PROGRESS {
             self.library.check(code, attempt)?;
         }
@@ -312,9 +326,51 @@ impl Shared {
     fn abort(&self) {
         self.broken.store(true, Ordering::SeqCst);
         let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Comm(handle)) = comm {
+        for handle in comm.into_iter().flat_map(|comm| [comm.prompt, Some(comm.met)]).flatten() {
             // SAFETY: taken out, so nobody uses it any more; its kernels see the flag that this sets and end
             let _ended = unsafe { (self.library.functions.ncclCommAbort)(handle) };
+        }
+    }
+
+    /// Splits the communicator over which ranks met; false if that took longer than until `deadline`.
+    fn split(&self, rank: c_int, settings: NcclSettings, deadline: Instant) -> Result<bool, CudaError> {
+        const ATTEMPT: &str = "prepare sums that the caller launches";
+        // NCCL writes here once it is done, which may be after this call gave up: 8 bytes that stay
+        let split: &'static AtomicPtr<c_void> = Box::leak(Box::default());
+        let mut config = Config { blocking: 1, ..Config::of(settings) };
+        self.with(ATTEMPT, |nccl, comm| {
+            // SAFETY: the communicator lives, `split` for ever; the configuration is read during the call
+            unsafe { (nccl.ncclCommSplit)(comm, 0, rank, split.as_ptr(), &raw mut config) }
+        })?;
+        if !self.settle(ATTEMPT, deadline)? {
+            return Ok(false);
+        }
+        if let Some(comm) = self.comm.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            comm.prompt = Some(split.load(Ordering::Acquire)).filter(|handle| !handle.is_null());
+        }
+        Ok(true)
+    }
+
+    /// Leaves in order if the others do; else ends it.
+    fn leave(&self) {
+        let prompt =
+            self.comm.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|comm| comm.prompt.take());
+        if let Some(handle) = prompt {
+            // SAFETY: taken out, so nobody uses it any more
+            let _left = unsafe { (self.library.functions.ncclCommDestroy)(handle) };
+        }
+        let finalized = self.with("leave the other ranks", |nccl, comm| {
+            // SAFETY: the communicator lives
+            unsafe { (nccl.ncclCommFinalize)(comm) }
+        });
+        let done = finalized.and_then(|_| self.settle("leave the other ranks", Instant::now() + LEAVE_LIMIT));
+        if !matches!(done, Ok(true)) {
+            return self.abort();
+        }
+        let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(comm) = comm {
+            // SAFETY: taken out, so nobody uses it any more
+            let _left = unsafe { (self.library.functions.ncclCommDestroy)(comm.met) };
         }
     }
 }
@@ -364,9 +420,15 @@ impl NcclComm {
         if code != IN_PROGRESS {
             library.check(code, "begin to meet the other ranks")?;
         }
-        let shared = Arc::new(Shared { library, comm: Mutex::new(Some(Comm(handle))), broken: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            library,
+            comm: Mutex::new(Some(Comm { met: handle, prompt: None })),
+            broken: AtomicBool::new(false),
+        });
         started(Breaker(Arc::clone(&shared)));
-        let met = shared.settle("meet the other ranks", Instant::now() + limit);
+        let deadline = Instant::now() + limit;
+        let met = shared.settle("meet the other ranks", deadline);
+        let met = met.and_then(|met| Ok(met && (world == 1 || shared.split(rank_int, settings, deadline)?)));
         match met {
             Ok(true) => Ok(Self { shared, rank, world }),
             Ok(false) => {
@@ -445,20 +507,16 @@ impl NcclComm {
 }
 
 impl Drop for NcclComm {
-    /// Leaves in order if the others do; else ends it.
+    /// Leaves in order if the others do; a rank that cannot leave within a limit ends its process with NCCL in it.
     fn drop(&mut self) {
-        let finalized = self.shared.with("leave the other ranks", |nccl, comm| {
-            // SAFETY: the communicator lives
-            unsafe { (nccl.ncclCommFinalize)(comm) }
+        let shared = Arc::clone(&self.shared);
+        let (say, left) = mpsc::channel();
+        let leaving = thread::Builder::new().name("leave".into()).spawn(move || {
+            shared.leave();
+            let _nobody_waits = say.send(());
         });
-        let done = finalized.and_then(|_| self.shared.settle("leave the other ranks", Instant::now() + LEAVE_LIMIT));
-        if !matches!(done, Ok(true)) {
-            return self.shared.abort();
-        }
-        let comm = self.shared.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Comm(handle)) = comm {
-            // SAFETY: taken out, so nobody uses it any more
-            let _left = unsafe { (self.shared.library.functions.ncclCommDestroy)(handle) };
+        if leaving.is_ok() {
+            let _in_time = left.recv_timeout(2 * LEAVE_LIMIT);
         }
     }
 }

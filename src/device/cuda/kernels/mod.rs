@@ -5,6 +5,7 @@
 mod attention;
 mod check;
 mod embedding;
+mod links;
 mod loss;
 mod norm;
 mod optimizer;
@@ -17,6 +18,7 @@ use std::thread;
 pub use attention::{AttentionKernels, AttentionSaved, AttentionSizes};
 pub use check::CheckKernels;
 pub use embedding::{EmbeddingKernels, SortedTokens};
+pub use links::{LinkKernels, pattern_word};
 pub use loss::LossKernels;
 pub use norm::{NormKernels, NormSaved};
 pub use optimizer::{AdamWScalars, AdamWTensors, OptimizerKernels};
@@ -191,13 +193,24 @@ fn compile(nvrtc: &Nvrtc, source: &Source, architecture: &str, sizes: &KernelSiz
     nvrtc.compile(source.file, &[PRELUDE, source.text].join("\n"), architecture, &definitions)
 }
 
-/// Compiles every file of a model for an architecture; the names of the files that were compiled. Needs no GPU.
+/// Machine code of one source without macros.
+fn compiled_alone(nvrtc: &Nvrtc, cache: &mut Cache, architecture: &str, source: &Source) -> Result<Vec<u8>, CudaError> {
+    let sizes = KernelSizes { width: 0, ffn: 0, heads: 0, kv_heads: 0, head_size: 0, vocabulary: 0 };
+    let mut cubins = compiled(nvrtc, cache, architecture, &sizes, &[source])?;
+    Ok(cubins.pop().unwrap_or_default())
+}
+
+/// Compiles every file of a model, and what measures links, for an architecture; the names of the files that were
+/// compiled. Needs no GPU.
 ///
 /// # Errors
 /// NVRTC is missing, or a kernel does not compile.
 pub fn compile_all(nvrtc: &Nvrtc, architecture: &str, sizes: &KernelSizes) -> Result<Vec<&'static str>, CudaError> {
     let wanted = SOURCES.iter().filter(|source| source.file != ATTENTION || sizes.own_attention());
-    wanted.map(|source| compile(nvrtc, source, architecture, sizes).map(|_| source.file)).collect()
+    wanted
+        .chain([&links::LINKS])
+        .map(|source| compile(nvrtc, source, architecture, sizes).map(|_| source.file))
+        .collect()
 }
 
 /// Blocks of a kernel that walks over `n` elements: enough for all, but no more than `most` for each multiprocessor.

@@ -1,0 +1,390 @@
+//! `links.jsonl`: what links between GPUs and the host really carry, with what was checked of the data that arrived.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::topology::{Lanes, PciAddress};
+use crate::units::{Bytes, BytesPerSecond, Seconds};
+
+use super::file::json;
+use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
+use super::{Origin, RecordError};
+
+/// No file of links is larger: 16 GPUs have a few thousand lines.
+const LINKS_BYTES_MAX: u64 = 64 << 20;
+
+/// One line of the file; its first is a head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum LinkLine {
+    /// What was measured, and on what.
+    Head(Box<LinksHead>),
+    /// Copies at once, one or several.
+    Copy(CopyLine),
+    /// Time of a load that waits for the one before.
+    Latency(LatencyLine),
+    /// Sums over ranks.
+    Sum(SumLine),
+    /// A link while copies ran over it.
+    Load(LoadLine),
+}
+
+/// First line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinksHead {
+    /// Schema of the file.
+    pub schema: u32,
+    /// Version of rigscale that wrote it.
+    pub rigscale: String,
+    /// UTC time of the start.
+    #[schemars(with = "String")]
+    pub started: jiff::Timestamp,
+    /// Where the numbers come from.
+    pub origin: Origin,
+    /// The GPUs that were measured.
+    pub gpus: Vec<LinkGpu>,
+    /// Versions of what took part.
+    pub software: BTreeMap<String, String>,
+}
+
+/// A GPU and the link that limits it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkGpu {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Product name.
+    pub name: String,
+    /// The narrowest hop of its path once its links are awake, or the GPU's own end where no hop is visible; none where
+    /// the machine does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<Lanes>,
+}
+
+/// One end of a transfer: written `host` or as a PCI address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum Place {
+    /// Pinned memory of the host, on the GPU's own NUMA node.
+    Host,
+    /// The memory of a GPU.
+    Gpu(PciAddress),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => out.pad("host"),
+            Self::Gpu(address) => out.pad(&address.to_string()),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "host" {
+            return Ok(Self::Host);
+        }
+        text.parse().map(Self::Gpu).map_err(|_| format!("{text:?} is neither host nor a PCI address"))
+    }
+}
+
+impl TryFrom<String> for Place {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Place> for String {
+    fn from(place: Place) -> Self {
+        place.to_string()
+    }
+}
+
+/// Which transfers ran at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pattern {
+    /// From the host to one GPU.
+    HostToDevice,
+    /// From one GPU to the host.
+    DeviceToHost,
+    /// Both.
+    HostBothWays,
+    /// From the host to every GPU.
+    HostToAll,
+    /// From every GPU to the host.
+    AllToHost,
+    /// Inside one GPU: read and written.
+    Local,
+    /// From one GPU to another.
+    Peer,
+    /// Between two GPUs, both ways.
+    PeerBothWays,
+    /// From each GPU to the next.
+    Ring,
+    /// From one GPU to all others.
+    OneToAll,
+    /// From all others to one GPU.
+    AllToOne,
+    /// From each GPU to each other.
+    AllPairs,
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::HostToDevice => "host to GPU",
+            Self::DeviceToHost => "GPU to host",
+            Self::HostBothWays => "host and GPU, both ways",
+            Self::HostToAll => "host to all GPUs at once",
+            Self::AllToHost => "all GPUs to host at once",
+            Self::Local => "inside the GPU",
+            Self::Peer => "GPU to GPU",
+            Self::PeerBothWays => "GPU and GPU, both ways",
+            Self::Ring => "ring, all at once",
+            Self::OneToAll => "one GPU to all others",
+            Self::AllToOne => "all others to one GPU",
+            Self::AllPairs => "all pairs at once",
+        })
+    }
+}
+
+/// Who moves the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// A copy engine, asked by the source.
+    CopyEngine,
+    /// The multiprocessors of the source, which write.
+    Write,
+    /// The multiprocessors of the destination, which read.
+    Read,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::CopyEngine => "copy engine",
+            Self::Write => "kernel writes",
+            Self::Read => "kernel reads",
+        })
+    }
+}
+
+/// Median, smallest and largest of several repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spread<T> {
+    /// The middle one.
+    pub median: T,
+    /// The smallest.
+    pub low: T,
+    /// The largest.
+    pub high: T,
+}
+
+/// What the destination found when it read its own memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// Words of 32 bits that were looked at.
+    pub words: u64,
+    /// Of them, those that are not what was sent.
+    pub wrong: u64,
+    /// Of the wrong ones, those that still are what stood there before.
+    pub untouched: u64,
+}
+
+impl Check {
+    /// True if something was looked at and all of it was right.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        0 < self.words && self.wrong == 0
+    }
+}
+
+/// Copies that ran at once, several times.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopyLine {
+    /// Which.
+    pub pattern: Pattern,
+    /// Who moved the bytes.
+    pub engine: Engine,
+    /// True where the driver granted direct access; false where it staged the copy through the host. None without peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<bool>,
+    /// Each transfer with the median of its own rate.
+    pub transfers: Vec<TransferRate>,
+    /// Bytes that each transfer moved in one repeat.
+    pub bytes: Bytes,
+    /// Repeats.
+    pub samples: usize,
+    /// All bytes of a repeat over the time of its slowest transfer.
+    pub rate: Spread<BytesPerSecond>,
+    /// What the links could carry, payload before packet headers; none where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<BytesPerSecond>,
+    /// What arrived.
+    pub check: Check,
+}
+
+/// One transfer of several that run at once.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRate {
+    /// Whence.
+    pub from: Place,
+    /// Where to.
+    pub to: Place,
+    /// Median over the repeats.
+    pub rate: BytesPerSecond,
+}
+
+/// Time of one load, where each waits for the one before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LatencyLine {
+    /// Whose memory is read.
+    pub of: Place,
+    /// Which GPU reads.
+    pub by: PciAddress,
+    /// Loads of one repeat.
+    pub loads: u32,
+    /// Time of one.
+    pub load_s: Spread<Seconds>,
+}
+
+/// Which ways NCCL was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SumArm {
+    /// What it chooses.
+    Default,
+    /// Peer access even across host bridges (`NCCL_P2P_LEVEL=SYS`), where its default keeps it from that.
+    P2pSys,
+    /// Through the host's memory (`NCCL_P2P_DISABLE=1`).
+    P2pOff,
+}
+
+impl fmt::Display for SumArm {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::Default => "NCCL's choice",
+            Self::P2pSys => "NCCL_P2P_LEVEL=SYS",
+            Self::P2pOff => "NCCL_P2P_DISABLE=1",
+        })
+    }
+}
+
+/// All-reduces of one size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SumLine {
+    /// The GPU of each rank.
+    pub ranks: Vec<PciAddress>,
+    /// What NCCL was told.
+    pub arm: SumArm,
+    /// Bytes that each rank brings.
+    pub bytes: Bytes,
+    /// Time of one all-reduce among many in a row, mean over ranks.
+    pub time_s: Spread<Seconds>,
+    /// Bus bandwidth: 2(N − 1)/N · bytes over the median time.
+    pub bus_bandwidth: BytesPerSecond,
+    /// What arrived, on all ranks together.
+    pub check: Check,
+    /// How ranks sent, in the words of NCCL's log; empty where it does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
+}
+
+/// A link while copies ran over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadLine {
+    /// Whose.
+    pub gpu: PciAddress,
+    /// Best generation and width that NVML showed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<Lanes>,
+    /// Packets that were sent again meanwhile, by NVML's counter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replays: Option<u64>,
+}
+
+/// Writes the file, line by line.
+#[derive(Debug)]
+pub struct LinksWriter(LineFile);
+
+impl LinksWriter {
+    /// Creates the file, which must not exist, and writes the head.
+    ///
+    /// # Errors
+    /// [`RecordError::File`].
+    pub fn create(path: &Path, head: &LinksHead) -> Result<Self, RecordError> {
+        let mut writer = Self(LineFile::create(path, LINKS_BYTES_MAX)?);
+        writer.write(&LinkLine::Head(Box::new(head.clone())))?;
+        Ok(writer)
+    }
+
+    /// Writes one line.
+    ///
+    /// # Errors
+    /// [`RecordError::File`], also for a number that is not finite.
+    pub fn write(&mut self, line: &LinkLine) -> Result<(), RecordError> {
+        self.0.write(line)
+    }
+
+    /// Waits until all lines are on the disk.
+    ///
+    /// # Errors
+    /// [`RecordError::File`].
+    pub fn end(self) -> Result<(), RecordError> {
+        self.0.end()
+    }
+}
+
+/// Reads such a file.
+///
+/// # Errors
+/// It cannot be read, or a line is not what it should be; file, line and field are named.
+pub fn read_links(path: &Path) -> Result<(LinksHead, Vec<LinkLine>), RecordError> {
+    let mut lines = Lines::open(path, LINKS_BYTES_MAX)?;
+    let Some((_, first)) = lines.next()? else {
+        return Err(wrong(path, 1, "the file is empty: it should begin with a `head` line"));
+    };
+    check_schema(path, first)?;
+    let LinkLine::Head(head) = parse(path, 1, first, named)? else {
+        return Err(wrong(path, 1, "the first line should be a `head` line"));
+    };
+    let mut rest = Vec::new();
+    while let Some((number, line)) = lines.next()? {
+        match parse(path, number, line, named)? {
+            LinkLine::Head(_) => return Err(wrong(path, number, "a second `head` line")),
+            line => rest.push(line),
+        }
+    }
+    Ok((*head, rest))
+}
+
+/// A line of this `kind`, with the field named that is wrong.
+fn named(path: &Path, number: usize, kind: &str, rest: &str) -> Result<LinkLine, RecordError> {
+    match kind {
+        "head" => json(path, rest, number).map(LinkLine::Head),
+        "copy" => json(path, rest, number).map(LinkLine::Copy),
+        "latency" => json(path, rest, number).map(LinkLine::Latency),
+        "sum" => json(path, rest, number).map(LinkLine::Sum),
+        "load" => json(path, rest, number).map(LinkLine::Load),
+        _ => Err(wrong(path, number, "field `line` should be head, copy, latency, sum or load")),
+    }
+}
