@@ -74,6 +74,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
             bucket_bytes: Bytes::mebi(25.0),
             first_bucket_bytes: Bytes::mebi(1.0),
             bucket_events_every: 4,
+            checksum_every: 0,
         },
         why: Vec::new(),
         gradient_bytes: Bytes(61_361_664),
@@ -129,6 +130,7 @@ fn write_rank(folder: &RunFolder, plan: &Plan, rank: usize) -> Result<(), Box<dy
             optimizer_s: Seconds(0.05 * step_s),
             loss: 8.7 / (1.0 + index as f64 / 1e3),
             grad_norm: 1.0 + scatter,
+            checksum: None,
         };
         let moment = |share: f64| Seconds(start + share * step_s);
         let bucket = |number: usize| Bucket {

@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         bucket_bytes: Bytes::mebi(4.0),
         first_bucket_bytes: Bytes::mebi(1.0),
         bucket_events_every: 0,
+        checksum_every: 0,
     };
     let buckets = gradient_bucket_lengths(&config)?.into_iter().map(Floats::zeros).collect();
     let mut trainer = Trainer::new(&config, DataShare { rank: 0, world: 1 }, threads, Reducer::none(), buckets)?;

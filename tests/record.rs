@@ -53,6 +53,7 @@ fn config() -> TrainConfig {
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
         bucket_events_every: 1,
+        checksum_every: 0,
     }
 }
 
@@ -68,6 +69,7 @@ fn step(index: usize) -> Step {
         optimizer_s: Seconds(0.01),
         loss: 6.9 - index as f64 / 3.0,
         grad_norm: 1.0 / 3.0,
+        checksum: None,
     }
 }
 

@@ -330,6 +330,24 @@ fn ranks_that_summed_different_gradients_in_one_step_are_a_fault() {
     assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
 }
 
+#[test]
+fn ranks_that_held_different_parameters_after_a_step_are_a_fault_with_the_first() {
+    let mut files = calm(&[TWO]);
+    for (rank, late) in [(0, "11"), (1, "22")] {
+        let steps = &mut file(&mut files, "launch-2_ddp-2", rank).steps;
+        for (step, checksum) in [(4, "00"), (9, late), (14, late)] {
+            steps[step].checksum = Some(checksum.repeat(8));
+        }
+    }
+    let analysis = analyze(&files).unwrap();
+    assert_eq!(analysis.verdict.outcome, Outcome::Fault);
+    let flag = analysis.flags.iter().find(|flag| flag.code == "not-synchronised").unwrap();
+    assert_eq!(flag.text, "the ranks of launch-2_ddp-2 held different parameters, first seen after step 9");
+    // where one of them took none there is nothing to compare
+    file(&mut files, "launch-2_ddp-2", 1).steps.iter_mut().for_each(|step| step.checksum = None);
+    assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
+}
+
 /// Each row: the code of the flag, whether it blocks, and what makes it.
 type Row = (&'static str, bool, fn(&mut RunFiles));
 

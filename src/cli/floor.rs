@@ -110,6 +110,7 @@ fn config(args: &Args) -> Result<TrainConfig, CliError> {
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
         bucket_events_every: 0,
+        checksum_every: 0,
     })
 }
 

@@ -94,6 +94,11 @@ pub(super) struct Workload {
     /// The same for the first bucket to be filled
     #[arg(long, value_name = "MIB", default_value_t = 1.0, value_parser = parse_mebi)]
     pub(super) first_bucket_mib: f64,
+
+    /// Take a checksum of all weights every so many steps, so that ranks that drift apart are caught with the step; 0 for
+    /// never
+    #[arg(long, value_name = "STEPS", default_value_t = 50)]
+    checksum_every: u32,
 }
 
 /// What computes.
@@ -163,6 +168,7 @@ impl Workload {
             bucket_bytes: Bytes::mebi(self.bucket_mib),
             first_bucket_bytes: Bytes::mebi(self.first_bucket_mib),
             bucket_events_every: 4,
+            checksum_every: self.checksum_every as usize,
         })
     }
 }

@@ -205,6 +205,14 @@ pub struct TrainConfig {
     pub first_bucket_bytes: Bytes,
     /// Bucket events are recorded every so many steps; 0: never.
     pub bucket_events_every: usize,
+    /// The parameters' checksum is recorded every so many steps; 0: never.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub checksum_every: usize,
+}
+
+/// What is not written where it is 0.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl TrainConfig {
@@ -276,6 +284,10 @@ pub struct Step {
     pub loss: f64,
     /// Norm of the mean gradient over all ranks, before clipping.
     pub grad_norm: f64,
+    /// Checksum over the bits of all parameters after this step, in 16 hexadecimal digits: equal on every rank of a ddp
+    /// trial. None in a step in which it was not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 /// One gradient bucket in one sampled step. Moments are seconds since the trial's epoch.

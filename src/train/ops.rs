@@ -180,6 +180,8 @@ pub struct Totals {
     pub loss: f64,
     /// Sum of the squares of the summed gradient.
     pub squares: f64,
+    /// Sum of the parameters' checksums, modulo 2⁶⁴; 0 where none was taken.
+    pub checksum: u64,
 }
 
 /// Added to the mean square before its root is taken, as Llama does.
@@ -550,6 +552,13 @@ pub trait Ops {
     /// # Errors
     /// The device failed.
     fn add_squares(&mut self, gradients: &Self::Buf) -> Result<(), Self::Error>;
+
+    /// Adds `Σ bits · (2·place + 1)`, modulo 2⁶⁴, over a bucket's weights as AdamW keeps them to the checksum of the step;
+    /// places count from `first`. It changes with any one weight, and is the same in whatever order it is taken.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn add_checksum(&mut self, weights: &Self::Buf, state: &Self::State, first: usize) -> Result<(), Self::Error>;
 
     /// Sends the totals to the host.
     ///

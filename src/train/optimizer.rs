@@ -91,6 +91,19 @@ impl<O: Ops> AdamW<O> {
         Ok(())
     }
 
+    /// Adds all weights to the checksum of the step.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn add_checksum(&self, ops: &mut O, weights: &Weights<O>) -> Result<(), O::Error> {
+        let mut first = 0;
+        for (bucket, state) in weights.buckets.iter().zip(&self.states) {
+            ops.add_checksum(bucket, state, first)?;
+            first += O::len(bucket);
+        }
+        Ok(())
+    }
+
     /// The weight of `role` as AdamW keeps it, in `f32`.
     ///
     /// # Errors

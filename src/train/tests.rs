@@ -1,6 +1,6 @@
 //! The training as a whole: it learns, it repeats bit for bit, and N ranks do what one rank would.
 
-use super::testing::{Threads, alone, close, run, tiny, trainer};
+use super::testing::{self, Failing, alone, close, run, tiny, trainer};
 use super::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer};
 use crate::comm::CommError;
 use crate::device::Clock;
@@ -10,17 +10,14 @@ fn mean_loss(steps: &[StepRecord]) -> f64 {
     steps.iter().map(|record| record.step.loss).sum::<f64>() / steps.len() as f64
 }
 
-/// Runs `world` ranks as threads; each rank's steps and the hash of its weights.
-fn ranks(config: &TrainConfig, world: usize) -> Vec<(Vec<StepRecord>, String)> {
-    let run_rank = |communicator: Threads| {
-        let share = DataShare { rank: crate::comm::Communicator::rank(&communicator), world };
-        let mut trainer = trainer(config, share, 1, Reducer::threaded(communicator).unwrap());
+/// The steps of one rank and the hash of its weights.
+type Trained = (Vec<StepRecord>, String);
+
+/// Runs `world` ranks.
+fn ranks(config: &TrainConfig, world: usize) -> Vec<Trained> {
+    testing::ranks(config, world, |_, mut trainer| {
         let steps = run(&mut trainer, config);
         (steps, trainer.parameters_sha256().unwrap())
-    };
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = Threads::ranks(world).into_iter().map(|rank| scope.spawn(move || run_rank(rank))).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
 
@@ -99,6 +96,8 @@ fn ranks_equal_one_rank_with_all_their_batches_and_each_other_bit_for_bit() {
             assert_eq!(steps.len(), config.steps);
             for (step, first) in steps.iter().zip(&ranks[0].0) {
                 assert_eq!(step.step.grad_norm.to_bits(), first.step.grad_norm.to_bits());
+                assert_eq!(step.step.checksum.is_some(), step.step.index % 2 == 1);
+                assert_eq!(step.step.checksum, first.step.checksum);
             }
         }
         for (index, whole) in whole.iter().enumerate() {
@@ -107,6 +106,24 @@ fn ranks_equal_one_rank_with_all_their_batches_and_each_other_bit_for_bit() {
             close("gradient norm", ranks[0].0[index].step.grad_norm, whole.step.grad_norm, 0.0, 1e-4);
         }
     }
+}
+
+#[test]
+fn a_weight_that_one_rank_alone_changes_shows_in_the_next_checksum() {
+    let config = TrainConfig { steps: 6, ..tiny() };
+    let ranks = testing::ranks(&config, 2, |rank, mut trainer| {
+        let clock = Clock::starting_now();
+        let mut step = |trainer: &mut Trainer| trainer.step(&clock).unwrap().step;
+        let mut steps = vec![step(&mut trainer), step(&mut trainer), step(&mut trainer)];
+        if rank == 1 {
+            let weight = &mut trainer.model.weights.buckets[2][7];
+            *weight = f32::from_bits(weight.to_bits() ^ 1);
+        }
+        steps.extend((3..6).map(|_| step(&mut trainer)));
+        steps
+    });
+    let alike = |step: usize| ranks[0][step].checksum == ranks[1][step].checksum;
+    assert_eq!((alike(1), alike(3)), (true, false));
 }
 
 #[test]
@@ -149,8 +166,7 @@ fn the_phases_of_a_step_lie_within_it_and_steps_follow_one_another() {
 #[test]
 fn a_failed_exchange_ends_the_step_with_its_cause() {
     let config = tiny();
-    let mut communicator = Threads::ranks(1).remove(0);
-    communicator.fails_at = Some(super::gradient_bucket_lengths(&config).unwrap().len() + 1);
+    let communicator = Failing { fails_at: super::gradient_bucket_lengths(&config).unwrap().len() + 1 };
     let share = DataShare { rank: 0, world: 1 };
     let mut trainer = trainer(&config, share, 1, Reducer::threaded(communicator).unwrap());
     let clock = Clock::starting_now();

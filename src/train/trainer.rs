@@ -165,6 +165,7 @@ impl<O: Ops> Trainer<O> {
         self.gradients.begin(Pass { write: Write::Overwrite, last: false, timed: false }, &Clock::starting_now());
         self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
         self.adamw.rehearse(&mut self.ops, &mut self.model.weights, &self.gradients).map_err(failed)?;
+        self.adamw.add_checksum(&mut self.ops, &self.model.weights).map_err(failed)?;
         let outcome = self.ops.outcome().map_err(failed)?;
         self.ops.totals(outcome).map_err(failed)?;
         Ok(())
@@ -218,6 +219,7 @@ impl<O: Ops> Trainer<O> {
             optimizer_s: spent[Phase::Update as usize],
             loss,
             grad_norm,
+            checksum: self.takes_checksum(index).then(|| format!("{:016x}", totals.checksum)),
         };
         let buckets = self.events(&step, &begin, &moments).map_err(failed)?;
         Ok(Some(StepRecord { step, buckets }))
@@ -269,6 +271,10 @@ impl<O: Ops> Trainer<O> {
         let mean = self.mean();
         let updated = self.adamw.update(&mut self.ops, &mut self.model.weights, &self.gradients, mean);
         updated.map_err(device::<O>("update the weights"))?;
+        if self.takes_checksum(self.index) {
+            let summed = self.adamw.add_checksum(&mut self.ops, &self.model.weights);
+            summed.map_err(device::<O>("take the checksum of the weights"))?;
+        }
         let outcome = self.ops.outcome().map_err(device::<O>("update the weights"))?;
         self.lap(&mut laps, Phase::Update)?;
         self.ended = laps.last().map(|(_, mark)| mark.clone());
@@ -334,6 +340,12 @@ impl<O: Ops> Trainer<O> {
     fn samples(&self, index: usize) -> bool {
         let every = self.config.bucket_events_every;
         every != 0 && index.is_multiple_of(every)
+    }
+
+    /// Whether the checksum of the weights is wanted after step `index`.
+    fn takes_checksum(&self, index: usize) -> bool {
+        let every = self.config.checksum_every;
+        every != 0 && (index + 1).is_multiple_of(every)
     }
 
     fn pass(&self, index: usize, micro: usize) -> Pass {

@@ -166,6 +166,7 @@ fn config() -> TrainConfig {
         bucket_bytes: Bytes(8 << 20),
         first_bucket_bytes: Bytes(1 << 20),
         bucket_events_every: 16,
+        checksum_every: 0,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+mod checksum;
 mod embedding;
 mod loss;
 mod math;
@@ -408,6 +409,12 @@ impl Ops for Cpu {
     fn add_squares(&mut self, gradients: &Floats) -> Result<(), Infallible> {
         let partial = &mut self.scratch.partial64;
         self.totals.squares += self.pool.install(|| adamw::sum_of_squares(gradients, partial));
+        Ok(())
+    }
+
+    fn add_checksum(&mut self, weights: &Floats, _state: &HostState, first: usize) -> Result<(), Infallible> {
+        let sum = self.pool.install(|| checksum::of(weights, first));
+        self.totals.checksum = self.totals.checksum.wrapping_add(sum);
         Ok(())
     }
 

@@ -42,7 +42,7 @@ pub struct Cuda {
     products: Products,
     attention: Attention,
     workspace: Workspace,
-    /// Losses and squares of the step, f64, and an index, u64.
+    /// Loss and squares of the step, f64, and its checksum, u64; and an index, u64.
     totals: DeviceBuffer,
     flag: DeviceBuffer,
     outcomes: Vec<Pinned<f64>>,
@@ -555,6 +555,12 @@ impl Ops for Cuda {
         self.kernels.optimizer.add_squares(&self.stream, self.totals.slice_mut(1..2), gradients.all(), work)
     }
 
+    fn add_checksum(&mut self, weights: &DeviceBuffer, state: &CudaState, first: usize) -> Result<(), CudaError> {
+        self.enter(Part::Other)?;
+        let sum = self.totals.slice_mut(2..3);
+        self.kernels.weights.add_checksum(&self.stream, sum, weights.all(), state.remainder.all(), first)
+    }
+
     fn outcome(&mut self) -> Result<CudaOutcome, CudaError> {
         self.enter(Part::Other)?;
         // the host reads places in the order in which they are taken, and no more than AHEAD + 1 are under way
@@ -567,7 +573,7 @@ impl Ops for Cuda {
     fn totals(&mut self, outcome: CudaOutcome) -> Result<Totals, CudaError> {
         outcome.sent.wait()?;
         let totals = self.outcomes[outcome.place].get();
-        Ok(Totals { loss: totals[0], squares: totals[1] })
+        Ok(Totals { loss: totals[0], squares: totals[1], checksum: totals[2].to_bits() })
     }
 
     fn state(&mut self, len: usize, gains: Vec<Range<usize>>) -> Result<CudaState, CudaError> {

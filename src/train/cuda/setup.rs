@@ -88,9 +88,9 @@ impl Cuda {
         software.insert("cublaslt".to_owned(), products.version());
         software.insert("nvrtc".to_owned(), nvrtc.version());
         Ok(Self {
-            totals: arena.take(2, Element::F64)?,
+            totals: arena.take(3, Element::F64)?,
             flag: arena.take(1, Element::U64)?,
-            outcomes: (0..Self::AHEAD + 2).map(|_| Pinned::zeros(&gpu, 2)).collect::<Result<_, _>>()?,
+            outcomes: (0..Self::AHEAD + 2).map(|_| Pinned::zeros(&gpu, 3)).collect::<Result<_, _>>()?,
             outcome: 0,
             attention,
             staging: Staging::default(),
