@@ -73,6 +73,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
             clip_norm: Some(1.0),
             bucket_bytes: Bytes::mebi(25.0),
             first_bucket_bytes: Bytes::mebi(1.0),
+            reduce_dtype: None,
             bucket_events_every: 4,
             checksum_every: 0,
         },

@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
         bucket_events_every: 0,
         checksum_every: 0,
     };

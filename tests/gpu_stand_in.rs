@@ -206,6 +206,19 @@ fn a_qualification_on_one_gpu_grades_nothing() {
     assert!(folder.path().join("run/report.html").exists(), "{text}");
 }
 
+/// The body of a collective that writes a line for each call beside NCCL's log: its name, elements and type.
+fn calls(name: &str) -> String {
+    format!(
+        "(void *in, void *out, size_t n, int type) {{
+            char *getenv(const char *), path[4096];
+            snprintf(path, sizeof path, \"%s.calls\", getenv(\"NCCL_DEBUG_FILE\"));
+            void *file = fopen(path, \"a\");
+            fprintf(file, \"{name} %zu %d\\n\", n, type);
+            fclose(file);
+            return 7; }}"
+    )
+}
+
 /// An NCCL of that version in `folder`, which wants what lets ranks share a GPU, logs as NCCL does, and notices an error
 /// when it is asked for the `fails`-th time how it is.
 fn nccl(folder: &Path, version: u32, fails: u64) {
@@ -227,7 +240,7 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
         ("ncclGetVersion", format!("(int *version) {{ *version = {version}; return 0; }}")),
         ("ncclGetUniqueId", "(char *id) { memset(id, 42, 128); return 0; }".into()),
         ("ncclCommInitRankConfig", init),
-        ("ncclAllReduce", "(void) { return 7; }".into()),
+        ("ncclAllReduce", calls("sum")),
         ("ncclCommGetAsyncError", state),
         ("ncclGetErrorString", "(int code) { return (long)(code == 6 ? \"remote process\" : \"stand-in\"); }".into()),
     ];
@@ -236,6 +249,10 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
 
 /// Two ranks that share the GPU that is not there.
 fn train_two(folder: &Path) -> Output {
+    train_two_with(folder, &[])
+}
+
+fn train_two_with(folder: &Path, more: &[&str]) -> Output {
     let mut command = rigscale(folder);
     command.args([
         "train",
@@ -250,7 +267,45 @@ fn train_two(folder: &Path) -> Output {
         "llama-tiny",
     ]);
     command.args(["--batch", "2", "--context", "64", "--bucket-mib", "0.5", "--nccl", "NCCL_PROTO=Simple", "-o"]);
-    command.arg(folder.join("run")).output().unwrap()
+    command.arg(folder.join("run")).args(more).output().unwrap()
+}
+
+/// The records of a rank of two, and what NCCL was asked for in them: collective, elements, `ncclDataType_t`.
+fn rank_of_two(folder: &Path, rank: usize) -> (Vec<serde_json::Value>, Vec<(String, usize, u32)>) {
+    let place = folder.join(format!("run/runs/launch-1_ddp-2/rank-{rank}.jsonl"));
+    let text = fs::read_to_string(&place).unwrap();
+    let calls = fs::read_to_string(place.with_extension("nccl.log.calls")).unwrap();
+    let call = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words[0].to_owned(), words[1].parse().unwrap(), words[2].parse().unwrap())
+    };
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), calls.lines().map(call).collect())
+}
+
+#[test]
+fn gradients_are_summed_in_the_type_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    // ncclDataType_t: 9 is bf16, 7 is f32
+    for (dtype, kind, bytes) in [("bf16", 9, 2), ("f32", 7, 4)] {
+        let _earlier = fs::remove_dir_all(folder.path().join("run"));
+        let output = train_two_with(folder.path(), &["--reduce-dtype", dtype]);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let (lines, calls) = rank_of_two(folder.path(), 1);
+        assert_eq!(lines[0]["config"]["reduce_dtype"], dtype);
+        let sums: Vec<_> = calls.iter().filter(|(_, elements, _)| 1 < *elements).collect();
+        assert!(sums.iter().all(|(_, _, of)| *of == kind), "{calls:?}");
+        let buckets = lines.iter().filter(|line| line["line"] == "bucket" && line["step"] == 0);
+        let elements: Vec<u64> = buckets.map(|bucket| bucket["bytes"].as_u64().unwrap() / bytes).collect();
+        assert_eq!(elements, sums[..3].iter().map(|sum| sum.1 as u64).collect::<Vec<_>>());
+        assert_eq!(elements.iter().sum::<u64>(), 1_066_112, "all parameters of llama-tiny");
+        let args = ["models", "--json", "--memory", "llama-tiny,2,64", "--reduce-dtype", dtype];
+        let plan = rigscale(folder.path()).args(args).output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+        let taken = lines.last().unwrap()["peak_memory_bytes"].as_u64().unwrap();
+        assert!(taken <= plan["total_bytes"].as_u64().unwrap());
+    }
 }
 
 #[test]

@@ -52,6 +52,7 @@ fn config() -> TrainConfig {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
         bucket_events_every: 1,
         checksum_every: 0,
     }

@@ -69,6 +69,7 @@ fn plan() -> Plan {
             clip_norm: Some(1.0),
             bucket_bytes: Bytes::mebi(25.0),
             first_bucket_bytes: Bytes::mebi(1.0),
+            reduce_dtype: None,
             bucket_events_every: 0,
             checksum_every: 0,
         },

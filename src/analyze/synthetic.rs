@@ -355,6 +355,7 @@ fn config(shape: crate::model::Shape, steps: usize) -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: BUCKET,
         first_bucket_bytes: BUCKET,
+        reduce_dtype: None,
         bucket_events_every: 10,
         checksum_every: 0,
     }

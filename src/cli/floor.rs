@@ -109,6 +109,7 @@ fn config(args: &Args) -> Result<TrainConfig, CliError> {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
         bucket_events_every: 0,
         checksum_every: 0,
     })

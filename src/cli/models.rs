@@ -6,10 +6,11 @@ use clap::{Args as ClapArgs, ValueEnum};
 use comfy_table::CellAlignment;
 use serde::Serialize;
 
-use crate::model::{MemoryPlan, PRESETS, Shape, preset};
+use crate::model::{MemoryDemand, MemoryPlan, PRESETS, Shape, preset};
 use crate::units::in_words;
 
 use super::probe::{plain_table, write_table};
+use super::workload::ReduceDtype;
 use super::{CliError, Exit, Output};
 
 /// Lists the models that rigscale can train
@@ -30,6 +31,10 @@ pub(super) struct Args {
     /// With blocks that are computed again in the backward pass
     #[arg(long)]
     recompute: bool,
+
+    /// With gradients that are summed in this type over ranks
+    #[arg(long, value_enum)]
+    reduce_dtype: Option<ReduceDtype>,
 }
 
 /// Whose memory is planned.
@@ -71,9 +76,11 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     match &args.memory {
         Some(text) => {
             let (shape, batch, context) = parse_memory(text)?;
+            let widens = args.reduce_dtype == Some(ReduceDtype::F32);
+            let demand = MemoryDemand { batch, context, recompute: args.recompute, widens };
             let plan = match args.device {
-                Memories::Cuda => MemoryPlan::on_cuda(&shape, batch, context, args.recompute),
-                Memories::Cpu => MemoryPlan::on_cpu(&shape, batch, context, args.recompute),
+                Memories::Cuda => MemoryPlan::on_cuda(&shape, demand),
+                Memories::Cpu => MemoryPlan::on_cpu(&shape, demand),
             };
             out.emit(&Memory(plan)).map_err(terminal)?;
         }

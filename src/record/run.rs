@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BucketLayout, Shape};
+use crate::model::{BucketLayout, MemoryDemand, Shape};
 use crate::units::{Bytes, Seconds, Tokens};
 
 /// One line: first the head, then steps and bucket events in order, last the end.
@@ -203,6 +203,9 @@ pub struct TrainConfig {
     pub bucket_bytes: Bytes,
     /// The same for the first bucket to be filled.
     pub first_bucket_bytes: Bytes,
+    /// What gradients are summed in over ranks; none: what they are kept in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_dtype: Option<Precision>,
     /// Bucket events are recorded every so many steps; 0: never.
     pub bucket_events_every: usize,
     /// The parameters' checksum is recorded every so many steps; 0: never.
@@ -221,6 +224,25 @@ impl TrainConfig {
     pub fn bucket_layout(&self) -> BucketLayout {
         let element = self.precision.element_bytes();
         BucketLayout::new(&self.shape.parameters(), self.first_bucket_bytes, self.bucket_bytes, element)
+    }
+
+    /// Bytes of one gradient on its way between ranks.
+    #[must_use]
+    pub fn reduced_bytes(&self) -> Bytes {
+        self.reduce_dtype.unwrap_or(self.precision).element_bytes()
+    }
+
+    /// True where gradients that are kept in bf16 are summed in f32.
+    #[must_use]
+    pub fn widens(&self) -> bool {
+        self.reduced_bytes() > self.precision.element_bytes()
+    }
+
+    /// What the memory of a rank depends on beside the model.
+    #[must_use]
+    pub fn memory_demand(&self) -> MemoryDemand {
+        let Self { batch, context, recompute, .. } = *self;
+        MemoryDemand { batch, context, recompute, widens: self.widens() }
     }
 }
 
@@ -298,7 +320,7 @@ pub struct Bucket {
     pub step: usize,
     /// The bucket, in the order in which they are filled.
     pub index: usize,
-    /// Size.
+    /// Size, as it travels.
     pub bytes: Bytes,
     /// When its last gradient was written.
     pub ready_s: Seconds,

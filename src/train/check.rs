@@ -54,6 +54,10 @@ pub fn check(config: &TrainConfig, device: Device) -> Result<(), TrainError> {
         (Device::Cpu, _) => return Err(setting("--precision", "bf16", "the CPU device computes in f32".into())),
         (Device::Cuda, _) => return Err(setting("--precision", "f32", "GPUs compute in bf16".into())),
     }
+    if (device, config.reduce_dtype) == (Device::Cpu, Some(Precision::Bf16)) {
+        let wanted = "ranks on CPUs sum f32 where it lies, in memory that they share, and fewer bytes would not move";
+        return Err(setting("--reduce-dtype", "bf16", wanted.into()));
+    }
     if let DataSource::File { token_bytes, .. } = config.data
         && ![2, 4].contains(&token_bytes)
     {
@@ -124,7 +128,7 @@ fn shape(config: &TrainConfig) -> Result<(), TrainError> {
 /// # Errors
 /// [`TrainError::Memory`].
 pub(super) fn fits_host(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
-    let needed = MemoryPlan::on_cpu(&config.shape, config.batch, config.context, config.recompute).total_bytes;
+    let needed = MemoryPlan::on_cpu(&config.shape, config.memory_demand()).total_bytes;
     let available = Bytes(memory.0 / share.world.max(1) as u64);
     if needed <= available {
         return Ok(());
@@ -140,19 +144,21 @@ const LIBRARIES: Bytes = Bytes(512 << 20);
 /// # Errors
 /// [`TrainError::GpuMemory`].
 pub(super) fn fits_gpu(config: &TrainConfig, free: Bytes) -> Result<(), TrainError> {
-    let TrainConfig { shape, batch, context, recompute, .. } = *config;
-    let needed = MemoryPlan::on_cuda(&shape, batch, context, recompute).total_bytes;
+    let demand = config.memory_demand();
+    let TrainConfig { shape, batch, context, .. } = *config;
+    let needed = MemoryPlan::on_cuda(&shape, demand).total_bytes;
     let free = Bytes(free.0.saturating_sub(LIBRARIES.0));
     if needed <= free {
         return Ok(());
     }
-    let largest = MemoryPlan::largest_batch(&shape, context, recompute, free);
+    let largest = MemoryPlan::largest_batch(&shape, demand, free);
     Err(TrainError::GpuMemory { batch, context, needed, free, largest })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::MemoryDemand;
     use crate::train::testing::tiny;
 
     const ALONE: DataShare = DataShare { rank: 0, world: 1 };
@@ -174,6 +180,7 @@ mod tests {
             (TrainConfig { bucket_bytes: Bytes(0), ..tiny() }, &["--bucket-mib 0 B"]),
             (TrainConfig { first_bucket_bytes: Bytes(0), ..tiny() }, &["--first-bucket-mib"]),
             (TrainConfig { precision: Precision::Bf16, ..tiny() }, &["--precision bf16", "f32"]),
+            (TrainConfig { reduce_dtype: Some(Precision::Bf16), ..tiny() }, &["--reduce-dtype bf16", "f32"]),
             (TrainConfig { data: file(3), ..tiny() }, &["--data", "2 or 4"]),
             (TrainConfig { shape: Shape { heads: 5, ..tiny().shape }, ..tiny() }, &["--model test", "heads"]),
             (TrainConfig { shape: Shape { width: 4, ..tiny().shape }, ..tiny() }, &["even head size"]),
@@ -184,7 +191,7 @@ mod tests {
             let error = check(&config, Device::Cpu).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error} lacks {words:?}");
         }
-        check(&tiny(), Device::Cpu).unwrap();
+        check(&TrainConfig { reduce_dtype: Some(Precision::F32), ..tiny() }, Device::Cpu).unwrap();
     }
 
     /// A preset as GPUs train it.
@@ -215,7 +222,8 @@ mod tests {
     #[test]
     fn a_gpu_that_is_too_small_is_told_the_largest_batch() {
         let config = on_gpu("llama-125m", 16, 2048);
-        let plan = |batch| MemoryPlan::on_cuda(&config.shape, batch, 2048, false).total_bytes;
+        let demand = |batch| MemoryDemand { batch, ..config.memory_demand() };
+        let plan = |batch| MemoryPlan::on_cuda(&config.shape, demand(batch)).total_bytes;
         fits_gpu(&config, Bytes(plan(16).0 + LIBRARIES.0)).unwrap();
         let error = fits_gpu(&config, Bytes(plan(11).0 + LIBRARIES.0 + 1000)).unwrap_err();
         assert!(matches!(error, TrainError::GpuMemory { largest: 11, .. }), "{error}");
@@ -226,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_training_larger_than_its_part_of_memory_is_refused() {
-        let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13, false).total_bytes;
+        let needed = MemoryPlan::on_cpu(&tiny().shape, tiny().memory_demand()).total_bytes;
         fits_host(&tiny(), ALONE, needed).unwrap();
         let error = fits_host(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
         assert!(error.to_string().contains("--batch 2 with --context 13 needs"), "{error}");

@@ -461,6 +461,7 @@ pub(super) fn turns(context: usize, head_size: usize) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::device::{Clock, Floats};
+    use crate::model::{MemoryDemand, MemoryPlan};
     use crate::train::cpu::Cpu;
     use crate::train::data::{Data, DataShare};
     use crate::train::reducer::Reducer;
@@ -495,7 +496,7 @@ mod tests {
             // weights, gradients and two moments
             let parameters = 4 * places.layout.elements();
             let elements = parameters + model.transient().iter().map(|buffer| buffer.len()).sum::<usize>();
-            let planned = crate::model::MemoryPlan::on_cpu(&shape, config.batch, config.context, recompute);
+            let planned = MemoryPlan::on_cpu(&shape, MemoryDemand { recompute, ..config.memory_demand() });
             close("planned bytes", planned.total_bytes.0 as f64, (4 * elements) as f64, 0.0, 0.01);
         }
     }

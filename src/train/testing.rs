@@ -33,6 +33,7 @@ pub(super) fn tiny() -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: Bytes(6000),
         first_bucket_bytes: Bytes(1000),
+        reduce_dtype: None,
         bucket_events_every: 2,
         checksum_every: 2,
     }

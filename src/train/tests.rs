@@ -113,7 +113,7 @@ fn a_weight_that_one_rank_alone_changes_shows_in_the_next_checksum() {
     let config = TrainConfig { steps: 6, ..tiny() };
     let ranks = testing::ranks(&config, 2, |rank, mut trainer| {
         let clock = Clock::starting_now();
-        let mut step = |trainer: &mut Trainer| trainer.step(&clock).unwrap().step;
+        let step = |trainer: &mut Trainer| trainer.step(&clock).unwrap().step;
         let mut steps = vec![step(&mut trainer), step(&mut trainer), step(&mut trainer)];
         if rank == 1 {
             let weight = &mut trainer.model.weights.buckets[2][7];

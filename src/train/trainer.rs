@@ -320,7 +320,7 @@ impl<O: Ops> Trainer<O> {
             return Ok(Vec::new());
         }
         let places = Arc::clone(self.model.weights.places());
-        let element = self.config.precision.element_bytes().0;
+        let element = self.config.reduced_bytes().0;
         let mut buckets = Vec::with_capacity(moments.len());
         for timed in moments {
             let moments = match timed {

@@ -165,6 +165,7 @@ fn config() -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: Bytes(8 << 20),
         first_bucket_bytes: Bytes(1 << 20),
+        reduce_dtype: None,
         bucket_events_every: 16,
         checksum_every: 0,
     }

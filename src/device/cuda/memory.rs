@@ -159,6 +159,16 @@ impl DeviceBuffer {
         fits.then(|| Self { block: Arc::clone(&self.block), offset, len, element })
     }
 
+    /// Its first `len` elements as a buffer, which shares their memory.
+    ///
+    /// # Panics
+    /// If it holds fewer: a bug of the caller.
+    #[must_use]
+    pub fn first(&self, len: usize) -> Self {
+        assert!(len <= self.len, "{len} of {} elements", self.len);
+        Self { block: Arc::clone(&self.block), offset: self.offset, len, element: self.element }
+    }
+
     /// A part, to read.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 //! Gradients on their way between GPUs: NCCL's stream beside the stream of the training, tied by events.
 
 use crate::comm::{CommError, Communicator, Nccl};
-use crate::device::cuda::{DeviceBuffer, Event, Events};
+use crate::device::cuda::{CudaError, DeviceBuffer, Element, Event, Events};
 use crate::train::error::ExchangeError;
 use crate::train::reducer::Queue;
 
@@ -21,8 +21,39 @@ impl NcclQueue {
         Self { nccl, events: Events::default() }
     }
 
+    /// Sums `bucket`. Where it is to be summed in f32, a part of it at a time is widened, summed and narrowed, all on NCCL's
+    /// stream: one buffer serves all buckets, and the only rounding is that of the sum.
+    fn sum(&mut self, cuda: &mut Cuda, bucket: &mut DeviceBuffer) -> Result<(), CommError> {
+        if cuda.widened.is_empty() {
+            return self.nccl.all_reduce_sum(&mut [bucket]);
+        }
+        for begin in (0..bucket.len()).step_by(cuda.widened.len()) {
+            let part = begin..bucket.len().min(begin + cuda.widened.len());
+            let mut wide = cuda.widened.first(part.len());
+            cuda.kernels.convert.widen(self.nccl.stream(), wide.all_mut(), bucket.slice(part.clone()))?;
+            self.nccl.all_reduce_sum(&mut [&mut wide])?;
+            cuda.kernels.convert.narrow(self.nccl.stream(), bucket.slice_mut(part), wide.all())?;
+        }
+        Ok(())
+    }
+
     fn mark(&mut self) -> Result<Event, CommError> {
         Ok(self.events.record(self.nccl.stream())?)
+    }
+}
+
+impl Cuda {
+    /// Runs what widens gradients and narrows their sum once.
+    pub(super) fn warm_widening(&mut self) -> Result<(), CudaError> {
+        if self.widened.is_empty() {
+            return Ok(());
+        }
+        // eight numbers in the buffer's own memory, which is written before it is read
+        let mut narrow = self.widened.reuse(0, 8, Element::Bf16).expect("a model has more than 8 parameters");
+        let mut wide = self.widened.first(8);
+        self.kernels.convert.widen(&self.stream, wide.all_mut(), narrow.all())?;
+        self.kernels.convert.narrow(&self.stream, narrow.all_mut(), wide.all())?;
+        self.stream.synchronize()
     }
 }
 
@@ -40,7 +71,7 @@ impl Queue<Cuda> for NcclQueue {
         let ready = self.events.record(cuda.stream()).map_err(CommError::from)?;
         self.nccl.stream().wait_for(&ready).map_err(CommError::from)?;
         let start = if timed { Some(self.mark()?) } else { None };
-        self.nccl.all_reduce_sum(&mut [bucket])?;
+        self.sum(cuda, bucket)?;
         Ok(match start {
             Some(start) => Some([ready, start, self.mark()?]),
             None => None,

@@ -45,6 +45,8 @@ pub struct Cuda {
     /// Loss and squares of the step, f64, and its checksum, u64; and an index, u64.
     totals: DeviceBuffer,
     flag: DeviceBuffer,
+    /// f32, where gradients lie while they are summed, if not in bf16; else empty.
+    widened: DeviceBuffer,
     outcomes: Vec<Pinned<f64>>,
     /// Which of them is next.
     outcome: usize,

@@ -38,7 +38,7 @@ impl Trainer<Cuda> {
         let (free, total) = gpu.memory()?;
         // others may not have taken theirs yet
         fits_gpu(config, Bytes(free.0.min(total.0 / sharers.max(1) as u64)))?;
-        let plan = MemoryPlan::on_cuda(&config.shape, config.batch, config.context, config.recompute);
+        let plan = MemoryPlan::on_cuda(&config.shape, config.memory_demand());
         let mut ops = Cuda::open(gpu, config, plan.total_bytes)?;
         let lengths = Places::of(config).lengths();
         let buckets = lengths.into_iter().map(|len| ops.zeros(len, Kind::Working));
@@ -47,6 +47,7 @@ impl Trainer<Cuda> {
         let Self { ops, model, .. } = &mut trainer;
         ops.choose_attention(config, model.attention_buffers()).map_err(device::<Cuda>("choose an attention"))?;
         trainer.warm_up()?;
+        trainer.ops.warm_widening().map_err(device::<Cuda>("run for the first time"))?;
         trainer.exchange_by(exchange(trainer.ops.gpu())?);
         Ok(trainer)
     }
@@ -80,6 +81,7 @@ impl Cuda {
             sums: arena.take(sums, Element::F32)?,
             squares: arena.take(OptimizerKernels::workspace(multiprocessors), Element::F64)?,
         };
+        let widened = if config.widens() { MemoryPlan::widened_bytes(&config.shape) } else { 0 };
         let heads = heads(config);
         let attention = Attention::own(kernels.attention.take(), arena.take(delta_len(heads), Element::F32)?);
         let mut software = BTreeMap::new();
@@ -90,6 +92,7 @@ impl Cuda {
         Ok(Self {
             totals: arena.take(3, Element::F64)?,
             flag: arena.take(1, Element::U64)?,
+            widened: arena.take(widened as usize / 4, Element::F32)?,
             outcomes: (0..Self::AHEAD + 2).map(|_| Pinned::zeros(&gpu, 3)).collect::<Result<_, _>>()?,
             outcome: 0,
             attention,

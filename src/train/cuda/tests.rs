@@ -279,6 +279,69 @@ fn every_operation_is_that_of_the_cpu_and_repeats_to_the_bit() {
 
 #[test]
 #[ignore = "needs 1 GPU"]
+fn widening_is_exact_and_narrowing_rounds_to_nearest_even() {
+    let mut gpu = cuda(&cases()[0]);
+    let values: Vec<f32> = (0..65_539_u32).map(|place| f32::from_bits(place.wrapping_mul(2_654_435_761))).collect();
+    let finite: Vec<f32> = values.iter().map(|value| if value.is_finite() { *value } else { 1.5 }).collect();
+    let mut wide = put(&mut gpu, Kind::Exact, &finite);
+    let mut narrow = poisoned(&mut gpu, Kind::Working, finite.len());
+    let Cuda { kernels, stream, .. } = &mut gpu;
+    kernels.convert.narrow(stream, narrow.all_mut(), wide.all()).unwrap();
+    kernels.convert.widen(stream, wide.all_mut(), narrow.all()).unwrap();
+    let (rounded, widened) = (get(&mut gpu, &narrow), get(&mut gpu, &wide));
+    for ((value, rounded), widened) in finite.iter().zip(rounded).zip(widened) {
+        let wanted = half::bf16::from_f32(*value).to_f32();
+        assert_eq!((rounded.to_bits(), widened.to_bits()), (wanted.to_bits(), wanted.to_bits()), "{value:e}");
+    }
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_checksum_is_that_of_the_host() {
+    let mut gpu = cuda(&cases()[0]);
+    for (len, first) in [(8, 0), (40_003, 5), (3, 1 << 33)] {
+        let values = random(9, len, 1.0);
+        let weights = put(&mut gpu, Kind::Working, &values);
+        let state = gpu.state(len, Vec::new()).unwrap();
+        gpu.begin_totals().unwrap();
+        gpu.add_checksum(&weights, &state, first).unwrap();
+        let outcome = gpu.outcome().unwrap();
+        let terms = (first as u64..).zip(&values);
+        // the lower half of a new master is 0
+        let wanted = terms.map(|(place, value)| u64::from(value.to_bits()).wrapping_mul(2 * place + 1));
+        assert_eq!(gpu.totals(outcome).unwrap().checksum, wanted.fold(0, u64::wrapping_add), "{len} from {first}");
+    }
+}
+
+/// Trains on one GPU whose buckets go through NCCL.
+fn over_nccl(config: &TrainConfig) -> (Vec<StepRecord>, String) {
+    use crate::comm::Nccl;
+    use crate::device::cuda::{NcclLibrary, NcclSettings};
+    use crate::units::Seconds;
+
+    let meet = |gpu: &Gpu| {
+        let id = NcclLibrary::load()?.new_id()?;
+        let limits = (Seconds(60.0), Seconds(60.0));
+        let nccl = Nccl::join(gpu, &id, (0, 1), NcclSettings::default(), limits, |_| {}).expect("NCCL meets itself");
+        Ok(Reducer::queued(super::NcclQueue::new(nccl)))
+    };
+    finished(Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1), meet).unwrap(), config)
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_sum_over_one_rank_changes_nothing_in_bf16_or_in_f32() {
+    let config = TrainConfig { accumulate: 2, deterministic: true, ..of_preset("llama-tiny", 2, 130, 6) };
+    let losses = |steps: &[StepRecord]| steps.iter().map(|step| step.step.loss.to_bits()).collect::<Vec<_>>();
+    let (alone, hash) = trained(&config, |_| {});
+    for reduce_dtype in [None, Some(Precision::F32)] {
+        let (steps, summed) = over_nccl(&TrainConfig { reduce_dtype, ..config.clone() });
+        assert_eq!((losses(&steps), &summed), (losses(&alone), &hash), "{reduce_dtype:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
 fn initial_weights_are_those_of_the_cpu() {
     let config = cases().remove(1);
     let made = |ops: &mut dyn FnMut(u64) -> Vec<f32>| ops(77);
@@ -303,6 +366,11 @@ fn trained(config: &TrainConfig, prepare: impl FnOnce(&mut Trainer<Cuda>)) -> (V
     let mut trainer =
         Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
     prepare(&mut trainer);
+    finished(trainer, config)
+}
+
+/// All steps, and the hash of the weights after them.
+fn finished(mut trainer: Trainer<Cuda>, config: &TrainConfig) -> (Vec<StepRecord>, String) {
     let clock = Clock::starting_now();
     let mut steps = Vec::new();
     for _ in 0..config.steps {
@@ -430,7 +498,7 @@ fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
         let config = TrainConfig { recompute, ..of_preset(name, batch, context, 2) };
         let trainer =
             Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
-        let planned = MemoryPlan::on_cuda(&config.shape, batch, context, recompute).total_bytes;
+        let planned = MemoryPlan::on_cuda(&config.shape, config.memory_demand()).total_bytes;
         close("bytes", trainer.cuda().memory().0 as f64, planned.0 as f64, 0.0, 0.03);
         let (free, total) = trainer.cuda().gpu().memory().unwrap();
         assert!(planned < Bytes(total.0 - free.0), "the plan is more than what is taken");
