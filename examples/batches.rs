@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
         reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 0,
         checksum_every: 0,
     };

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rigscale::comm::Shard;
+use rigscale::record::TrainConfig;
 use stand_in::{library, one_gpu};
 
 /// Memory of the card that is not there, in bytes, unless a test says otherwise.
@@ -241,6 +243,8 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
         ("ncclGetUniqueId", "(char *id) { memset(id, 42, 128); return 0; }".into()),
         ("ncclCommInitRankConfig", init),
         ("ncclAllReduce", calls("sum")),
+        ("ncclReduceScatter", calls("scatter")),
+        ("ncclAllGather", calls("gather")),
         ("ncclCommGetAsyncError", state),
         ("ncclGetErrorString", "(int code) { return (long)(code == 6 ? \"remote process\" : \"stand-in\"); }".into()),
     ];
@@ -249,23 +253,12 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
 
 /// Two ranks that share the GPU that is not there.
 fn train_two(folder: &Path) -> Output {
-    train_two_with(folder, &[])
+    train_two_with(folder, "llama-tiny", &[])
 }
 
-fn train_two_with(folder: &Path, more: &[&str]) -> Output {
+fn train_two_with(folder: &Path, model: &str, more: &[&str]) -> Output {
     let mut command = rigscale(folder);
-    command.args([
-        "train",
-        "--device",
-        "cuda",
-        "--share-gpu",
-        "--world",
-        "1,2",
-        "--steps",
-        "6",
-        "--model",
-        "llama-tiny",
-    ]);
+    command.args(["train", "--device", "cuda", "--share-gpu", "--world", "1,2", "--steps", "6", "--model", model]);
     command.args(["--batch", "2", "--context", "64", "--bucket-mib", "0.5", "--nccl", "NCCL_PROTO=Simple", "-o"]);
     command.arg(folder.join("run")).args(more).output().unwrap()
 }
@@ -290,7 +283,7 @@ fn gradients_are_summed_in_the_type_asked_for() {
     // ncclDataType_t: 9 is bf16, 7 is f32
     for (dtype, kind, bytes) in [("bf16", 9, 2), ("f32", 7, 4)] {
         let _earlier = fs::remove_dir_all(folder.path().join("run"));
-        let output = train_two_with(folder.path(), &["--reduce-dtype", dtype]);
+        let output = train_two_with(folder.path(), "llama-tiny", &["--reduce-dtype", dtype]);
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         let (lines, calls) = rank_of_two(folder.path(), 1);
         assert_eq!(lines[0]["config"]["reduce_dtype"], dtype);
@@ -305,6 +298,58 @@ fn gradients_are_summed_in_the_type_asked_for() {
         let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
         let taken = lines.last().unwrap()["peak_memory_bytes"].as_u64().unwrap();
         assert!(taken <= plan["total_bytes"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn ranks_that_share_the_state_scatter_sums_and_gather_weights_in_the_order_of_the_next_forward_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    for (dtype, kind) in [("bf16", 9), ("f32", 7)] {
+        let _earlier = fs::remove_dir_all(folder.path().join("run"));
+        let zero = ["--zero", "1", "--reduce-dtype", dtype, "--checkpoints"];
+        let output = train_two_with(folder.path(), "llama-tiny", &zero);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let (lines, calls) = rank_of_two(folder.path(), 1);
+        // each rank's part of each of three buckets, of whole chunks
+        let config: TrainConfig = serde_json::from_value(lines[0]["config"].clone()).unwrap();
+        let buckets = config.bucket_layout().buckets;
+        let parts = [0, 1, 2].map(|index| Shard { rank: 0, world: 2 }.of(buckets[index].elements).len());
+        let call = |name: &str, elements: usize, kind: u32| (name.to_owned(), elements, kind);
+        let mut wanted = vec![call("sum", 1, 7)];
+        for _ in 0..6 {
+            wanted.extend(parts.map(|part| call("scatter", part, kind)));
+            wanted.push(call("gather", 16, 8));
+            wanted.extend(parts.iter().rev().map(|part| call("gather", *part, 9)));
+        }
+        // the lower halves of the master weights, after the last step
+        wanted.extend(parts.map(|part| call("gather", part, 9)));
+        assert_eq!(calls, wanted);
+        let of_step = |collective: &str| {
+            let is = |line: &&serde_json::Value| line["line"] == "bucket" && line["step"] == 4;
+            lines.iter().filter(is).filter(|line| line["collective"] == collective).count()
+        };
+        assert_eq!((of_step("reduce-scatter"), of_step("all-gather")), (3, 3));
+    }
+}
+
+#[test]
+fn ranks_that_share_the_state_take_the_memory_that_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    let output = train_two_with(folder.path(), "llama-1b", &["--zero", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let plan = |zero: &str| {
+        let args = ["models", "--json", "--memory", "llama-1b,2,64", "--world", "2", "--zero", zero];
+        let plan = rigscale(folder.path()).args(args).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&plan.stdout).unwrap()["total_bytes"].as_u64().unwrap() as f64
+    };
+    for rank in 0..2 {
+        let taken = rank_of_two(folder.path(), rank).0.last().unwrap()["peak_memory_bytes"].as_u64().unwrap() as f64;
+        assert!((0.97 * plan("1")..=plan("1")).contains(&taken), "{taken} of {} bytes", plan("1"));
+        assert!(taken < 0.7 * plan("0"), "{taken} where {} bytes are needed without sharing", plan("0"));
     }
 }
 

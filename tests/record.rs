@@ -53,6 +53,7 @@ fn config() -> TrainConfig {
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
         reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 1,
         checksum_every: 0,
     }
@@ -75,7 +76,15 @@ fn step(index: usize) -> Step {
 }
 
 fn bucket(step: usize) -> Bucket {
-    Bucket { step, index: 0, bytes: Bytes(4096), ready_s: Seconds(0.01), start_s: Seconds(0.02), end_s: Seconds(0.03) }
+    Bucket {
+        step,
+        index: 0,
+        bytes: Bytes(4096),
+        ready_s: Seconds(0.01),
+        start_s: Seconds(0.02),
+        end_s: Seconds(0.03),
+        collective: Collective::AllReduce,
+    }
 }
 
 fn end(steps: usize) -> RunEnd {

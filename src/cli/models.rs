@@ -18,6 +18,7 @@ use super::{CliError, Exit, Output};
 #[command(after_help = "\
 Examples:
   rigscale models --memory llama-1b,4,2048
+  rigscale models --memory llama-1b,4,2048 --zero 1 --world 4
   rigscale models --memory llama-15m,2,256 --device cpu")]
 pub(super) struct Args {
     /// Prints what one rank keeps in memory for this model, batch and context
@@ -35,6 +36,14 @@ pub(super) struct Args {
     /// With gradients that are summed in this type over ranks
     #[arg(long, value_enum)]
     reduce_dtype: Option<ReduceDtype>,
+
+    /// With the optimizer's state of a part of the weights only: stage 1 of ZeRO over --world ranks
+    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    zero: u8,
+
+    /// Ranks that share the optimizer's state with --zero 1
+    #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    world: u16,
 }
 
 /// Whose memory is planned.
@@ -77,7 +86,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         Some(text) => {
             let (shape, batch, context) = parse_memory(text)?;
             let widens = args.reduce_dtype == Some(ReduceDtype::F32);
-            let demand = MemoryDemand { batch, context, recompute: args.recompute, widens };
+            let sharers = if args.zero == 1 { usize::from(args.world) } else { 1 };
+            let demand = MemoryDemand { batch, context, recompute: args.recompute, widens, sharers };
             let plan = match args.device {
                 Memories::Cuda => MemoryPlan::on_cuda(&shape, demand),
                 Memories::Cpu => MemoryPlan::on_cpu(&shape, demand),

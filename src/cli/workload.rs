@@ -100,6 +100,11 @@ pub(super) struct Workload {
     #[arg(long, value_enum)]
     reduce_dtype: Option<ReduceDtype>,
 
+    /// Stage of ZeRO: at 1 each rank keeps the optimizer's state of a part of the weights only, and ranks exchange weights
+    /// too
+    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    zero: u8,
+
     /// Take a checksum of all weights every so many steps, so that ranks that drift apart are caught with the step; 0 for
     /// never
     #[arg(long, value_name = "STEPS", default_value_t = 50)]
@@ -193,6 +198,7 @@ impl Workload {
             bucket_bytes: Bytes::mebi(self.bucket_mib),
             first_bucket_bytes: Bytes::mebi(self.first_bucket_mib),
             reduce_dtype: self.reduce_dtype.map(ReduceDtype::precision),
+            zero: usize::from(self.zero),
             bucket_events_every: 4,
             checksum_every: self.checksum_every as usize,
         })

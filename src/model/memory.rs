@@ -39,6 +39,15 @@ pub struct MemoryDemand {
     pub recompute: bool,
     /// Whether gradients that are kept in bf16 are summed in f32.
     pub widens: bool,
+    /// Ranks that share the optimizer's state (ZeRO-1); 1 where each keeps all of it.
+    pub sharers: usize,
+}
+
+impl MemoryDemand {
+    /// This rank's part of what all keep `bytes` of together.
+    fn part(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.sharers.max(1) as u64)
+    }
 }
 
 /// The most that lies widened at a time: so large a sum runs at the full rate of any link, and a larger one takes
@@ -79,7 +88,7 @@ impl MemoryPlan {
         Self::of(&[
             ("weights", weights),
             ("gradients", weights),
-            ("moments", 2 * weights),
+            ("moments", demand.part(2 * weights)),
             ("activations", activations),
             ("working space", work),
             ("logits", logits),
@@ -91,7 +100,7 @@ impl MemoryPlan {
     /// working space.
     #[must_use]
     pub fn on_cuda(shape: &Shape, demand: MemoryDemand) -> Self {
-        let MemoryDemand { batch, context, recompute, widens } = demand;
+        let MemoryDemand { batch, context, recompute, widens, .. } = demand;
         let parameters = shape.parameter_count();
         let rows = (batch * context) as u64;
         let Shape { layers, width, heads, ffn, vocabulary, .. } = *shape;
@@ -103,18 +112,20 @@ impl MemoryPlan {
         let streams = 2 * (layers + 2) * width + 4;
         let activations = rows * (kept * block + streams) as u64;
         let logits = rows * (2 * vocabulary + 4) as u64;
+        // equal parts of buckets are whole chunks, and each rank says its part of the norm
+        let chunks = if demand.sharers < 2 { 0 } else { demand.sharers * (64 * (6 * layers + 3) + 128) } as u64;
         // the gradient of a norm's result, and what does not find room in the memory of the logits
         let beside = Self::beside_logits(shape, rows);
-        let work = rows * 2 * width as u64 + beside.taken;
+        let work = rows * 2 * width as u64 + beside.taken + chunks;
         let angles = (context * shape.head_size() * 4) as u64;
         let tokens = 3 * 4 * rows + 4 * vocabulary as u64;
         // partial sums: two rows of f32 for each 32 tokens of the embedding, or for each block of a norm
         let sums = (8 * width as u64) * rows.div_ceil(32).max(NORM_BLOCKS) + NORM_BLOCKS * 64;
         Self::of(&[
             ("weights", 2 * parameters),
-            ("rest of the f32 master weights", 2 * parameters),
+            ("rest of the f32 master weights", demand.part(2 * parameters)),
             ("gradients", 2 * parameters),
-            ("moments", 8 * parameters),
+            ("moments", demand.part(8 * parameters)),
             ("gradients on their way, in f32", if widens { Self::widened_bytes(shape) } else { 0 }),
             ("activations", activations),
             ("logits, later the working space of the backward pass", logits),
@@ -218,12 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_share_the_state_keep_a_part_of_it_each() {
+        let shape = crate::model::preset("llama-1b").unwrap().shape;
+        let demand = |sharers| MemoryDemand { batch: 1, context: 2048, recompute: false, widens: false, sharers };
+        let saved = |plan: fn(&Shape, MemoryDemand) -> MemoryPlan| {
+            let total = |sharers| plan(&shape, demand(sharers)).total_bytes.0;
+            (total(1) - total(2), total(1) - total(4))
+        };
+        let parameters = shape.parameter_count();
+        assert_eq!(saved(MemoryPlan::on_cpu), (4 * parameters, 6 * parameters));
+        let (two, four) = saved(MemoryPlan::on_cuda);
+        let nearly = |saved: u64, wanted: u64| saved <= wanted && wanted - saved < 1 << 20;
+        assert!(nearly(two, 5 * parameters) && nearly(four, 15 * parameters / 2), "{two} {four}");
+    }
+
+    #[test]
     fn the_largest_batch_fits_and_the_next_does_not() {
         for preset in PRESETS {
             for context in [128, 1024, 2048, 8192] {
                 for gibi in [1_u64, 8, 20, 24, 48, 80, 141] {
                     let memory = Bytes((gibi << 30) + 12_345);
-                    let demand = |batch| MemoryDemand { batch, context, recompute: false, widens: false };
+                    let demand = |batch| MemoryDemand { batch, context, recompute: false, widens: false, sharers: 1 };
                     let total = |batch| MemoryPlan::on_cuda(&preset.shape, demand(batch)).total_bytes;
                     let batch = MemoryPlan::largest_batch(&preset.shape, demand(1), memory);
                     let name = preset.name;

@@ -206,6 +206,10 @@ pub struct TrainConfig {
     /// What gradients are summed in over ranks; none: what they are kept in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduce_dtype: Option<Precision>,
+    /// Stage of ZeRO (Rajbhandari et al., 2020): at 1 each rank of a ddp trial keeps the optimizer's state of its part of
+    /// every bucket only; at 0 of all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub zero: usize,
     /// Bucket events are recorded every so many steps; 0: never.
     pub bucket_events_every: usize,
     /// The parameters' checksum is recorded every so many steps; 0: never.
@@ -238,11 +242,18 @@ impl TrainConfig {
         self.reduced_bytes() > self.precision.element_bytes()
     }
 
-    /// What the memory of a rank depends on beside the model.
+    /// Whether `world` ranks that exchange gradients share the optimizer's state.
     #[must_use]
-    pub fn memory_demand(&self) -> MemoryDemand {
+    pub fn shares_state(&self, world: usize) -> bool {
+        self.zero == 1 && 1 < world
+    }
+
+    /// What the memory of one of `world` ranks that exchange gradients depends on beside the model.
+    #[must_use]
+    pub fn memory_demand(&self, world: usize) -> MemoryDemand {
         let Self { batch, context, recompute, .. } = *self;
-        MemoryDemand { batch, context, recompute, widens: self.widens() }
+        let sharers = if self.shares_state(world) { world } else { 1 };
+        MemoryDemand { batch, context, recompute, widens: self.widens(), sharers }
     }
 }
 
@@ -312,7 +323,7 @@ pub struct Step {
     pub checksum: Option<String>,
 }
 
-/// One gradient bucket in one sampled step. Moments are seconds since the trial's epoch.
+/// One bucket in one sampled step. Moments are seconds since the trial's epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
@@ -322,12 +333,34 @@ pub struct Bucket {
     pub index: usize,
     /// Size, as it travels.
     pub bytes: Bytes,
-    /// When its last gradient was written.
+    /// When its last gradient, or weight, was written.
     pub ready_s: Seconds,
-    /// When its reduction began.
+    /// When its collective began.
     pub start_s: Seconds,
-    /// When its reduction ended.
+    /// When its collective ended.
     pub end_s: Seconds,
+    /// What was done with it.
+    #[serde(default, skip_serializing_if = "Collective::is_all_reduce")]
+    pub collective: Collective,
+}
+
+/// How ranks exchange a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Collective {
+    /// All get the sum of all gradients.
+    #[default]
+    AllReduce,
+    /// Each gets the sum of its part of the gradients.
+    ReduceScatter,
+    /// All get all weights, of which each has updated its part.
+    AllGather,
+}
+
+impl Collective {
+    fn is_all_reduce(&self) -> bool {
+        *self == Self::AllReduce
+    }
 }
 
 /// How a rank ended. A file without this line did not finish.

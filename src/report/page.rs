@@ -392,6 +392,7 @@ fn config(run: &Analysis) -> Vec<Line> {
         Line::new("Bucket size", config.bucket_bytes.to_string()),
         Line::new("First bucket", config.first_bucket_bytes.to_string()),
         Line::new("Gradients are summed in", if config.reduced_bytes().0 == 2 { "bf16" } else { "f32" }),
+        Line::new("Stage of ZeRO", config.zero.to_string()),
         Line::new("Bucket events", events),
         Line::new("Checksum of the weights", checksums),
         Line::new("Gradients per rank and step", run.gradient_bytes.to_string()),

@@ -6,7 +6,7 @@ use crate::model::Shape;
 use crate::record::{DataSource, Precision, TrainConfig};
 use crate::units::{Bytes, Seconds};
 
-use super::{DataShare, Reducer, StepRecord, Trainer, gradient_bucket_lengths};
+use super::{DataShare, Reducer, StepRecord, Trainer, exchanged_lengths};
 
 /// The one tolerance rule: `|a − b| <= abs + rel · |b|`, named in the message when it does not hold.
 #[track_caller]
@@ -34,6 +34,7 @@ pub(super) fn tiny() -> TrainConfig {
         bucket_bytes: Bytes(6000),
         first_bucket_bytes: Bytes(1000),
         reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 2,
         checksum_every: 2,
     }
@@ -46,14 +47,14 @@ pub(super) fn alone(config: &TrainConfig) -> Trainer {
 
 /// A trainer whose gradient buckets begin as NaN.
 pub(super) fn trainer(config: &TrainConfig, share: DataShare, threads: usize, reducer: Reducer) -> Trainer {
-    let mut buckets: Vec<Floats> = gradient_bucket_lengths(config).unwrap().into_iter().map(Floats::zeros).collect();
+    let mut buckets: Vec<Floats> = exchanged_lengths(config, 1).unwrap().into_iter().map(Floats::zeros).collect();
     buckets.iter_mut().for_each(|bucket| bucket.fill(f32::NAN));
     Trainer::new(config, share, threads, reducer, buckets).unwrap()
 }
 
 /// Runs `role` as each of `world` ranks, in threads of this process that sum in shared memory; what each gave.
 pub(super) fn ranks<T: Send>(config: &TrainConfig, world: usize, role: impl Fn(usize, Trainer) -> T + Sync) -> Vec<T> {
-    let lengths = gradient_bucket_lengths(config).unwrap();
+    let lengths = exchanged_lengths(config, world).unwrap();
     let memory = Shm::create(world, &lengths).unwrap();
     let rank = |rank| {
         let (shm, mut buckets) = Shm::join(memory.raw_fd(), rank, world, &lengths, Seconds(60.0)).unwrap();
@@ -95,6 +96,14 @@ impl Communicator for Failing {
         let left = self.fails_at.checked_sub(1);
         self.fails_at = left.ok_or(CommError::PeerDied { rank: 0, peer: 0 })?;
         Ok(())
+    }
+
+    fn reduce_scatter_sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        self.all_reduce_sum(buffers)
+    }
+
+    fn all_gather(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        self.all_reduce_sum(buffers)
     }
 
     fn wait(&mut self) -> Result<(), CommError> {

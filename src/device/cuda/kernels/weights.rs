@@ -46,7 +46,8 @@ impl WeightKernels {
         unsafe { self.initial.launch(stream, geometry, &mut arguments) }
     }
 
-    /// `sum[1]`, u64, becomes a number that changes with each bit of the master weights and with its place.
+    /// `sum[1]`, u64, becomes a number that changes with each bit of the master weights and with its place; without
+    /// `remainder` their lower halves are 0.
     ///
     /// # Errors
     /// The driver refused the launch.
@@ -58,7 +59,7 @@ impl WeightKernels {
         stream: &Stream,
         mut sum: DeviceSliceMut<'_>,
         weight: DeviceSlice<'_>,
-        remainder: DeviceSlice<'_>,
+        remainder: Option<DeviceSlice<'_>>,
     ) -> Result<(), CudaError> {
         let n = weight.len;
         let address = sum.holding(1, Element::U64);
@@ -66,7 +67,7 @@ impl WeightKernels {
         let mut arguments = [
             address.into(),
             weight.holding(n, Element::Bf16).into(),
-            remainder.holding(n, Element::Bf16).into(),
+            lower(remainder, n).into(),
             Argument::from(n as u64),
         ];
         let geometry = Geometry::row(blocks(stream.gpu(), n, 2048, 16), BLOCK);
@@ -74,7 +75,7 @@ impl WeightKernels {
         unsafe { self.fingerprint.launch(stream, geometry, &mut arguments) }
     }
     /// Adds to `sum[1]`, 8 bytes that hold an integer, what changes with any one of the master weights, whose places count
-    /// from `first`.
+    /// from `first`; without `remainder` their lower halves are 0.
     ///
     /// # Errors
     /// The driver refused the launch.
@@ -86,14 +87,14 @@ impl WeightKernels {
         stream: &Stream,
         mut sum: DeviceSliceMut<'_>,
         weight: DeviceSlice<'_>,
-        remainder: DeviceSlice<'_>,
+        remainder: Option<DeviceSlice<'_>>,
         first: usize,
     ) -> Result<(), CudaError> {
         let n = weight.len;
         let mut arguments = [
             sum.holding(1, Element::F64).into(),
             weight.holding(n, Element::Bf16).into(),
-            remainder.holding(n, Element::Bf16).into(),
+            lower(remainder, n).into(),
             Argument::from(n as u64),
             Argument::from(first as u64),
         ];
@@ -102,4 +103,9 @@ impl WeightKernels {
         // are checked above, and the sum lies in 8 bytes of its own
         unsafe { self.checksum.launch(stream, geometry, &mut arguments) }
     }
+}
+
+/// Where the lower halves of `n` masters are: null where they are 0.
+fn lower(remainder: Option<DeviceSlice<'_>>, n: usize) -> u64 {
+    remainder.map_or(0, |remainder| remainder.holding(n, Element::Bf16))
 }
