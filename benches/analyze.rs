@@ -73,7 +73,10 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
             clip_norm: Some(1.0),
             bucket_bytes: Bytes::mebi(25.0),
             first_bucket_bytes: Bytes::mebi(1.0),
+            reduce_dtype: None,
+            zero: 0,
             bucket_events_every: 4,
+            checksum_every: 0,
         },
         why: Vec::new(),
         gradient_bytes: Bytes(61_361_664),
@@ -129,6 +132,7 @@ fn write_rank(folder: &RunFolder, plan: &Plan, rank: usize) -> Result<(), Box<dy
             optimizer_s: Seconds(0.05 * step_s),
             loss: 8.7 / (1.0 + index as f64 / 1e3),
             grad_norm: 1.0 + scatter,
+            checksum: None,
         };
         let moment = |share: f64| Seconds(start + share * step_s);
         let bucket = |number: usize| Bucket {
@@ -138,6 +142,7 @@ fn write_rank(folder: &RunFolder, plan: &Plan, rank: usize) -> Result<(), Box<dy
             ready_s: moment(0.4 + 0.1 * number as f64),
             start_s: moment(0.41 + 0.1 * number as f64),
             end_s: moment(0.48 + 0.1 * number as f64),
+            collective: Collective::AllReduce,
         };
         let sampled = index % plan.config.bucket_events_every == 0;
         let buckets: Vec<Bucket> = (0..4).filter(|_| sampled).map(bucket).collect();

@@ -36,7 +36,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 0,
+        checksum_every: 0,
     };
     if config.batch == 0 || config.context == 0 {
         return Err("a batch holds at least one sequence of at least one token".into());

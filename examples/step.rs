@@ -8,7 +8,7 @@ use std::error::Error;
 use rigscale::device::{Clock, Floats};
 use rigscale::model::preset;
 use rigscale::record::{DataSource, Precision, Step, TrainConfig};
-use rigscale::train::{DataShare, Reducer, Trainer, gradient_bucket_lengths};
+use rigscale::train::{DataShare, Reducer, Trainer, exchanged_lengths};
 use rigscale::units::{Bytes, Seconds};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -35,9 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(4.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 0,
+        checksum_every: 0,
     };
-    let buckets = gradient_bucket_lengths(&config)?.into_iter().map(Floats::zeros).collect();
+    let buckets = exchanged_lengths(&config, 1)?.into_iter().map(Floats::zeros).collect();
     let mut trainer = Trainer::new(&config, DataShare { rank: 0, world: 1 }, threads, Reducer::none(), buckets)?;
     let clock = Clock::starting_now();
     let (mut records, mut cpu_s) = (Vec::new(), Vec::new());

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rigscale::comm::Shard;
+use rigscale::record::TrainConfig;
 use stand_in::{library, one_gpu};
 
 /// Memory of the card that is not there, in bytes, unless a test says otherwise.
@@ -206,6 +208,21 @@ fn a_qualification_on_one_gpu_grades_nothing() {
     assert!(folder.path().join("run/report.html").exists(), "{text}");
 }
 
+/// The body of a collective that writes a line for each call beside NCCL's log: its name, elements and type. `operation` is
+/// the parameter before the communicator, if there is one.
+fn calls(name: &str, operation: &str) -> String {
+    format!(
+        "(void *in, void *out, size_t n, int type, {operation}void *comm) {{
+            char *getenv(const char *), path[4096];
+            if (comm != (void *)(ranks > 1 ? 8l : 9l)) return 5;
+            snprintf(path, sizeof path, \"%s.calls\", getenv(\"NCCL_DEBUG_FILE\"));
+            void *file = fopen(path, \"a\");
+            fprintf(file, \"{name} %zu %d\\n\", n, type);
+            fclose(file);
+            return 0; }}"
+    )
+}
+
 /// An NCCL of that version in `folder`, which wants what lets ranks share a GPU, logs as NCCL does, and notices an error
 /// when it is asked for the `fails`-th time how it is.
 fn nccl(folder: &Path, version: u32, fails: u64) {
@@ -227,19 +244,16 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
         ("ncclGetVersion", format!("(int *version) {{ *version = {version}; return 0; }} static int ranks;")),
         ("ncclGetUniqueId", "(char *id) { memset(id, 42, 128); return 0; }".into()),
         ("ncclCommInitRankConfig", init),
-        // two ranks sum over the communicator that was split off, which blocks
+        // two ranks exchange over the communicator that was split off, which blocks
         (
             "ncclCommSplit",
             "(void *met, int color, int key, void **to, int *config) {
-            if (met != (void *)9 || config[4] != 1) return 5; *to = (void *)8; return 7; }"
+                if (met != (void *)9 || config[4] != 1) return 5; *to = (void *)8; return 7; }"
                 .into(),
         ),
-        (
-            "ncclAllReduce",
-            "(void *from, void *to, size_t n, int type, int op, void *comm, void *stream) {
-            return comm == (void *)(ranks > 1 ? 8l : 9l) ? 0 : 5; }"
-                .into(),
-        ),
+        ("ncclAllReduce", calls("sum", "int op, ")),
+        ("ncclReduceScatter", calls("scatter", "int op, ")),
+        ("ncclAllGather", calls("gather", "")),
         ("ncclCommGetAsyncError", state),
         ("ncclGetErrorString", "(int code) { return (long)(code == 6 ? \"remote process\" : \"stand-in\"); }".into()),
     ];
@@ -248,21 +262,104 @@ fn nccl(folder: &Path, version: u32, fails: u64) {
 
 /// Two ranks that share the GPU that is not there.
 fn train_two(folder: &Path) -> Output {
+    train_two_with(folder, "llama-tiny", &[])
+}
+
+fn train_two_with(folder: &Path, model: &str, more: &[&str]) -> Output {
     let mut command = rigscale(folder);
-    command.args([
-        "train",
-        "--device",
-        "cuda",
-        "--share-gpu",
-        "--world",
-        "1,2",
-        "--steps",
-        "6",
-        "--model",
-        "llama-tiny",
-    ]);
+    command.args(["train", "--device", "cuda", "--share-gpu", "--world", "1,2", "--steps", "6", "--model", model]);
     command.args(["--batch", "2", "--context", "64", "--bucket-mib", "0.5", "--nccl", "NCCL_PROTO=Simple", "-o"]);
-    command.arg(folder.join("run")).output().unwrap()
+    command.arg(folder.join("run")).args(more).output().unwrap()
+}
+
+/// The records of a rank of two, and what NCCL was asked for in them: collective, elements, `ncclDataType_t`.
+fn rank_of_two(folder: &Path, rank: usize) -> (Vec<serde_json::Value>, Vec<(String, usize, u32)>) {
+    let place = folder.join(format!("run/runs/launch-1_ddp-2/rank-{rank}.jsonl"));
+    let text = fs::read_to_string(&place).unwrap();
+    let calls = fs::read_to_string(place.with_extension("nccl.log.calls")).unwrap();
+    let call = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words[0].to_owned(), words[1].parse().unwrap(), words[2].parse().unwrap())
+    };
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), calls.lines().map(call).collect())
+}
+
+#[test]
+fn gradients_are_summed_in_the_type_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    // ncclDataType_t: 9 is bf16, 7 is f32
+    for (dtype, kind, bytes) in [("bf16", 9, 2), ("f32", 7, 4)] {
+        let _earlier = fs::remove_dir_all(folder.path().join("run"));
+        let output = train_two_with(folder.path(), "llama-tiny", &["--reduce-dtype", dtype]);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let (lines, calls) = rank_of_two(folder.path(), 1);
+        assert_eq!(lines[0]["config"]["reduce_dtype"], dtype);
+        let sums: Vec<_> = calls.iter().filter(|(_, elements, _)| 1 < *elements).collect();
+        assert!(sums.iter().all(|(_, _, of)| *of == kind), "{calls:?}");
+        let buckets = lines.iter().filter(|line| line["line"] == "bucket" && line["step"] == 0);
+        let elements: Vec<u64> = buckets.map(|bucket| bucket["bytes"].as_u64().unwrap() / bytes).collect();
+        assert_eq!(elements, sums[..3].iter().map(|sum| sum.1 as u64).collect::<Vec<_>>());
+        assert_eq!(elements.iter().sum::<u64>(), 1_066_112, "all parameters of llama-tiny");
+        let args = ["models", "--json", "--memory", "llama-tiny,2,64", "--reduce-dtype", dtype];
+        let plan = rigscale(folder.path()).args(args).output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+        let taken = lines.last().unwrap()["peak_memory_bytes"].as_u64().unwrap();
+        assert!(taken <= plan["total_bytes"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn ranks_that_share_the_state_scatter_sums_and_gather_weights_in_the_order_of_the_next_forward_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    for (dtype, kind) in [("bf16", 9), ("f32", 7)] {
+        let _earlier = fs::remove_dir_all(folder.path().join("run"));
+        let zero = ["--zero", "1", "--reduce-dtype", dtype, "--checkpoints"];
+        let output = train_two_with(folder.path(), "llama-tiny", &zero);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let (lines, calls) = rank_of_two(folder.path(), 1);
+        // each rank's part of each of three buckets, of whole chunks
+        let config: TrainConfig = serde_json::from_value(lines[0]["config"].clone()).unwrap();
+        let buckets = config.bucket_layout().buckets;
+        let parts = [0, 1, 2].map(|index| Shard { rank: 0, world: 2 }.of(buckets[index].elements).len());
+        let call = |name: &str, elements: usize, kind: u32| (name.to_owned(), elements, kind);
+        let mut wanted = vec![call("sum", 1, 7)];
+        for _ in 0..6 {
+            wanted.extend(parts.map(|part| call("scatter", part, kind)));
+            wanted.push(call("gather", 16, 8));
+            wanted.extend(parts.iter().rev().map(|part| call("gather", *part, 9)));
+        }
+        // the lower halves of the master weights, after the last step
+        wanted.extend(parts.map(|part| call("gather", part, 9)));
+        assert_eq!(calls, wanted);
+        let of_step = |collective: &str| {
+            let is = |line: &&serde_json::Value| line["line"] == "bucket" && line["step"] == 4;
+            lines.iter().filter(is).filter(|line| line["collective"] == collective).count()
+        };
+        assert_eq!((of_step("reduce-scatter"), of_step("all-gather")), (3, 3));
+    }
+}
+
+#[test]
+fn ranks_that_share_the_state_take_the_memory_that_was_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    nccl(folder.path(), 23_203, u64::MAX);
+    let output = train_two_with(folder.path(), "llama-1b", &["--zero", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let plan = |zero: &str| {
+        let args = ["models", "--json", "--memory", "llama-1b,2,64", "--world", "2", "--zero", zero];
+        let plan = rigscale(folder.path()).args(args).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&plan.stdout).unwrap()["total_bytes"].as_u64().unwrap() as f64
+    };
+    for rank in 0..2 {
+        let taken = rank_of_two(folder.path(), rank).0.last().unwrap()["peak_memory_bytes"].as_u64().unwrap() as f64;
+        assert!((0.97 * plan("1")..=plan("1")).contains(&taken), "{taken} of {} bytes", plan("1"));
+        assert!(taken < 0.7 * plan("0"), "{taken} where {} bytes are needed without sharing", plan("0"));
+    }
 }
 
 #[test]

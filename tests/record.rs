@@ -52,7 +52,10 @@ fn config() -> TrainConfig {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 1,
+        checksum_every: 0,
     }
 }
 
@@ -68,11 +71,20 @@ fn step(index: usize) -> Step {
         optimizer_s: Seconds(0.01),
         loss: 6.9 - index as f64 / 3.0,
         grad_norm: 1.0 / 3.0,
+        checksum: None,
     }
 }
 
 fn bucket(step: usize) -> Bucket {
-    Bucket { step, index: 0, bytes: Bytes(4096), ready_s: Seconds(0.01), start_s: Seconds(0.02), end_s: Seconds(0.03) }
+    Bucket {
+        step,
+        index: 0,
+        bytes: Bytes(4096),
+        ready_s: Seconds(0.01),
+        start_s: Seconds(0.02),
+        end_s: Seconds(0.03),
+        collective: Collective::AllReduce,
+    }
 }
 
 fn end(steps: usize) -> RunEnd {

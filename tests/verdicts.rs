@@ -69,7 +69,10 @@ fn plan() -> Plan {
             clip_norm: Some(1.0),
             bucket_bytes: Bytes::mebi(25.0),
             first_bucket_bytes: Bytes::mebi(1.0),
+            reduce_dtype: None,
+            zero: 0,
             bucket_events_every: 0,
+            checksum_every: 0,
         },
         why: Vec::new(),
         gradient_bytes: Bytes(4 << 20),
@@ -121,6 +124,7 @@ fn step(index: usize, start_s: f64, free_s: f64, step_s: f64) -> Step {
         optimizer_s: Seconds(0.1 * free_s),
         loss: 7.0 / (1.0 + index as f64 / 100.0),
         grad_norm: 1.0,
+        checksum: None,
     }
 }
 

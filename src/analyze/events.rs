@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{Bucket, Lane, RankFile, Timeline};
+use crate::record::{Bucket, Collective, Lane, RankFile, Timeline};
 use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::Ran;
@@ -12,44 +12,54 @@ use super::sample::Cell;
 /// Reductions that took less than a nanosecond altogether, in seconds, show no bandwidth.
 const BUSY_MIN: f64 = 1e-9;
 
-/// The share of communication that ran while the rank's own forward and backward passes were not done; none without
-/// bucket events, or with one rank.
+/// The share of communication that ran beside the rank's own passes: of sums while the step's passes were not done, of
+/// weights in the forward pass of the next step. None without bucket events, or with one rank.
 pub(super) fn overlap(cell: &Cell<'_>) -> Option<f64> {
     let (mut hidden, mut total) = (0.0, 0.0);
     for (ran, file) in cell.samples.iter().flat_map(|sample| sample.ddp.files.iter().map(|file| (sample.ddp, file))) {
         for (step, buckets) in sampled(ran, file) {
             let step = &file.steps[step];
             let computed = (step.start_s + step.forward_s + step.backward_s).0;
-            for (start, end) in union(buckets.iter().map(|bucket| (bucket.start_s.0, bucket.end_s.0))) {
+            let ended = (step.start_s + step.step_s).0;
+            let (gathers, sums): (Vec<&Bucket>, Vec<&Bucket>) =
+                buckets.into_iter().partition(|bucket| bucket.collective == Collective::AllGather);
+            for (start, end) in union(sums.iter().map(|bucket| (bucket.start_s.0, bucket.end_s.0))) {
                 total += end - start;
                 hidden += (computed.min(end) - start).max(0.0);
+            }
+            for (start, end) in union(gathers.iter().map(|bucket| (bucket.start_s.0, bucket.end_s.0))) {
+                total += end - start;
+                hidden += (end - start.max(ended)).max(0.0);
             }
         }
     }
     (cell.world > 1 && total > 0.0).then(|| hidden / total)
 }
 
-/// `2(N − 1)/N · bytes / time` (nccl-tests, doc/PERFORMANCE.md) over the time in which some bucket was being reduced.
-/// A reduction begins when the last rank brings its bucket and ends when the last rank has the sum, so that waiting
-/// for a slow rank is not taken for a slow bus. None without bucket events, or with one rank.
+/// `2(N − 1)/N · bytes / time` (nccl-tests, doc/PERFORMANCE.md; half of that where a sum is scattered or parts are gathered)
+/// over the time in which some bucket was being exchanged. An exchange begins when the last rank brings its bucket and ends
+/// when the last rank has the result, so that waiting for a slow rank is not taken for a slow bus. None without bucket events, or with one rank.
 pub(super) fn bus_bandwidth(cell: &Cell<'_>) -> Option<BytesPerSecond> {
     let (mut bytes, mut seconds) = (0.0, 0.0);
     for ran in cell.samples.iter().map(|sample| sample.ddp) {
-        let mut reductions: BTreeMap<(usize, usize), Reduction> = BTreeMap::new();
+        let mut reductions: BTreeMap<(usize, usize, Collective), Reduction> = BTreeMap::new();
         for bucket in ran.files.iter().flat_map(|file| sampled(ran, file)).flat_map(|(_, buckets)| buckets) {
-            reductions.entry((bucket.step, bucket.index)).or_default().join(bucket);
+            reductions.entry((bucket.step, bucket.index, bucket.collective)).or_default().join(bucket);
         }
         reductions.retain(|_, reduction| reduction.ranks == ran.files.len());
-        bytes += reductions.values().map(|reduction| reduction.bytes.0 as f64).sum::<f64>();
+        let crossing = |((_, _, collective), reduction): (&(usize, usize, Collective), &Reduction)| {
+            reduction.bytes.0 as f64 * if *collective == Collective::AllReduce { 2.0 } else { 1.0 }
+        };
+        bytes += reductions.iter().map(crossing).sum::<f64>();
         let spans = union(reductions.values().map(|reduction| (reduction.start, reduction.end)));
         seconds += spans.iter().map(|(start, end)| end - start).sum::<f64>();
     }
     let ranks = cell.world as f64;
     let measured = cell.world > 1 && seconds >= BUSY_MIN;
-    measured.then(|| BytesPerSecond(bytes / seconds * (2.0 * (ranks - 1.0) / ranks)))
+    measured.then(|| BytesPerSecond(bytes / seconds * ((ranks - 1.0) / ranks)))
 }
 
-/// One bucket's reduction, over ranks.
+/// One bucket's exchange, over ranks.
 #[derive(Default)]
 struct Reduction {
     bytes: Bytes,

@@ -66,24 +66,30 @@ pub(super) fn rank_files(files: &RunFiles) -> impl Iterator<Item = (&str, usize,
     files.trials.iter().flat_map(|(trial, ranks)| ranks.iter().map(move |(rank, file)| (trial.as_str(), *rank, file)))
 }
 
-/// Ranks of a ddp trial that ended with different parameters, or saw different sums of gradients in some step, did not
-/// train one model.
+/// Ranks of a ddp trial that held different parameters after some step or at the end, or saw different sums of gradients
+/// in some step, did not train one model.
 fn not_synchronised(files: &RunFiles) -> Vec<Flag> {
     let ddp = files.plan.trials.iter().filter(|trial| trial.arm == Arm::Ddp);
     let ran: Vec<(&str, &BTreeMap<usize, RankFile>)> =
         ddp.filter_map(|trial| Some((trial.name.as_str(), files.trials.get(&trial.name)?))).collect();
     let parameters = ran.iter().filter(|(_, ranks)| ended_apart(ranks)).map(|(trial, _)| *trial).collect::<Vec<_>>();
-    let gradients: Vec<(&str, usize)> =
-        ran.iter().filter_map(|(trial, ranks)| Some((*trial, summed_apart(ranks)?))).collect();
+    let steps = |apart: fn(&BTreeMap<usize, RankFile>) -> Option<usize>| -> Vec<(&str, usize)> {
+        ran.iter().filter_map(|(trial, ranks)| Some((*trial, apart(ranks)?))).collect()
+    };
     let mut flags = Vec::new();
     if let Some(first) = parameters.first() {
         let text = format!("the ranks of {} ended with different parameters", and_more(first, parameters.len()));
         flags.push(flag(NOT_SYNCHRONISED, true, text));
     }
-    if let Some((trial, step)) = gradients.first() {
-        let trials = and_more(trial, gradients.len());
-        let text = format!("the ranks of {trials} summed different gradients, first at step {step}");
-        flags.push(flag(NOT_SYNCHRONISED, true, text));
+    let by_step = [
+        (steps(summed_apart), "summed different gradients, first at step"),
+        (steps(held_apart), "held different parameters, first seen after step"),
+    ];
+    for (apart, what) in by_step {
+        if let Some((trial, step)) = apart.first() {
+            let text = format!("the ranks of {} {what} {step}", and_more(trial, apart.len()));
+            flags.push(flag(NOT_SYNCHRONISED, true, text));
+        }
     }
     flags
 }
@@ -104,6 +110,14 @@ fn summed_apart(ranks: &BTreeMap<usize, RankFile>) -> Option<usize> {
         norms(file).iter().zip(&wanted).position(|(one, other)| (one - other).abs() > NORM_APART * other.abs())
     };
     ranks.values().filter_map(apart).min()
+}
+
+/// The first step after which ranks that took a checksum of their parameters took different ones.
+fn held_apart(ranks: &BTreeMap<usize, RankFile>) -> Option<usize> {
+    let mut first: BTreeMap<usize, &str> = BTreeMap::new();
+    let steps = ranks.values().flat_map(|file| &file.steps);
+    let taken = steps.filter_map(|step| Some((step.index, step.checksum.as_deref()?)));
+    taken.filter(|(step, checksum)| *first.entry(*step).or_insert(checksum) != *checksum).map(|(step, _)| step).min()
 }
 
 fn about_trials(ran: &[Ran<'_>], graded: &BTreeSet<&str>) -> Vec<Flag> {

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::model::preset;
 use crate::record::{
-    Arm, Bucket, DataSource, Device, EndReason, Grade, Limits, NcclSettings, Origin, Plan, Precision, RankFile, RunEnd,
-    RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Trial,
+    Arm, Bucket, Collective, DataSource, Device, EndReason, Grade, Limits, NcclSettings, Origin, Plan, Precision,
+    RankFile, RunEnd, RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Trial,
 };
 use crate::units::{Bytes, Seconds, Tokens};
 
@@ -252,7 +252,15 @@ fn rank_file(plan: &Plan, trial: &Trial, rank: usize, mean: &[f64; 5], factors: 
                 let ready = start_s + forward + backward * (bucket + 1) as f64 / 4.0;
                 let end = if bucket == 3 { computed + exposed } else { ready + backward / 8.0 };
                 let [ready_s, start_s, end_s] = [ready, ready, end].map(Seconds);
-                buckets.push(Bucket { step: index, index: bucket, bytes: BUCKET, ready_s, start_s, end_s });
+                buckets.push(Bucket {
+                    step: index,
+                    index: bucket,
+                    bytes: BUCKET,
+                    ready_s,
+                    start_s,
+                    end_s,
+                    collective: Collective::AllReduce,
+                });
             }
         }
         steps.push(Step {
@@ -266,6 +274,7 @@ fn rank_file(plan: &Plan, trial: &Trial, rank: usize, mean: &[f64; 5], factors: 
             optimizer_s: Seconds(optimizer),
             loss: 7.0 / (1.0 + 0.01 * index as f64),
             grad_norm: 1.0,
+            checksum: None,
         });
         start_s += step_s;
     }
@@ -354,6 +363,9 @@ fn config(shape: crate::model::Shape, steps: usize) -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: BUCKET,
         first_bucket_bytes: BUCKET,
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 10,
+        checksum_every: 0,
     }
 }

@@ -3,7 +3,8 @@
 use super::synthetic::{BUCKET, Machine, Noise, OPTIMIZER, PARTS, REMAINDER, SLOWDOWN, WORK, World};
 use super::{AnalyzeError, analyze};
 use crate::record::{
-    Analysis, Arm, Device, EndReason, Finding, Grade, Interval, Origin, Outcome, RankFile, RunFiles, RunHead, Severity,
+    Analysis, Arm, Bucket, Collective, Device, EndReason, Finding, Grade, Interval, Origin, Outcome, RankFile,
+    RunFiles, RunHead, Severity,
 };
 
 const ONE: World = World { ranks: 1, silicon: 1.0, straggler: 1.0, comm: 0.99 };
@@ -328,6 +329,47 @@ fn ranks_that_summed_different_gradients_in_one_step_are_a_fault() {
     let mut files = calm(&[TWO]);
     file(&mut files, "launch-2_ddp-2", 1).steps[7].grad_norm *= 1.0 + 1e-12;
     assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
+}
+
+#[test]
+fn ranks_that_held_different_parameters_after_a_step_are_a_fault_with_the_first() {
+    let mut files = calm(&[TWO]);
+    for (rank, late) in [(0, "11"), (1, "22")] {
+        let steps = &mut file(&mut files, "launch-2_ddp-2", rank).steps;
+        for (step, checksum) in [(4, "00"), (9, late), (14, late)] {
+            steps[step].checksum = Some(checksum.repeat(8));
+        }
+    }
+    let analysis = analyze(&files).unwrap();
+    assert_eq!(analysis.verdict.outcome, Outcome::Fault);
+    let flag = analysis.flags.iter().find(|flag| flag.code == "not-synchronised").unwrap();
+    assert_eq!(flag.text, "the ranks of launch-2_ddp-2 held different parameters, first seen after step 9");
+    // where one of them took none there is nothing to compare
+    file(&mut files, "launch-2_ddp-2", 1).steps.iter_mut().for_each(|step| step.checksum = None);
+    assert!(!codes(&analyze(&files).unwrap()).contains(&"not-synchronised"));
+}
+
+#[test]
+fn weights_that_are_gathered_beside_the_next_forward_pass_are_hidden_and_cross_the_bus_once() {
+    let mut files = calm(&[TWO]);
+    let bandwidth = |files: &RunFiles| analyze(files).unwrap().points.last().unwrap().bus_bandwidth.unwrap().0;
+    let overlap = |files: &RunFiles| analyze(files).unwrap().points.last().unwrap().overlap.unwrap();
+    let (whole_bandwidth, whole_overlap) = (bandwidth(&files), overlap(&files));
+    for file in files.trials.values_mut().flat_map(|ranks| ranks.values_mut()) {
+        let RankFile { steps, buckets, .. } = file;
+        let gathers: Vec<Bucket> = buckets
+            .iter_mut()
+            .map(|bucket| {
+                bucket.collective = Collective::ReduceScatter;
+                let end = steps[bucket.step].start_s + steps[bucket.step].step_s;
+                let until = end + (bucket.end_s - bucket.start_s);
+                Bucket { ready_s: end, start_s: end, end_s: until, collective: Collective::AllGather, ..bucket.clone() }
+            })
+            .collect();
+        buckets.extend(gathers);
+    }
+    assert!(bandwidth(&files) < whole_bandwidth, "a sum that is scattered moves half");
+    assert!(whole_overlap < overlap(&files), "what runs beside the next step is hidden");
 }
 
 /// Each row: the code of the flag, whether it blocks, and what makes it.

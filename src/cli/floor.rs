@@ -70,7 +70,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let config = config(args)?;
     let share = DataShare { rank: 0, world: 1 };
     out.remark(format!("about {} to hold 15 matrix products and attention for {} each", args.hold * 17.0, args.hold));
-    let mut trainer = Trainer::on_gpu(&config, share, (gpu, 1), |_| Ok(Reducer::none())).map_err(LaunchError::Train)?;
+    let mut trainer =
+        Trainer::on_gpu(&config, share, (gpu, 1, None), |_| Ok(Reducer::none())).map_err(LaunchError::Train)?;
     trainer.remarks().iter().for_each(|line| out.remark(line));
     trainer.cuda().attention_times().iter().for_each(|line| out.remark(line));
     let floor = trainer.floor(args.hold).map_err(LaunchError::Train)?;
@@ -109,7 +110,10 @@ fn config(args: &Args) -> Result<TrainConfig, CliError> {
         clip_norm: None,
         bucket_bytes: Bytes::mebi(25.0),
         first_bucket_bytes: Bytes::mebi(1.0),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 0,
+        checksum_every: 0,
     })
 }
 

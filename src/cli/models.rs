@@ -6,10 +6,11 @@ use clap::{Args as ClapArgs, ValueEnum};
 use comfy_table::CellAlignment;
 use serde::Serialize;
 
-use crate::model::{MemoryPlan, PRESETS, Shape, preset};
+use crate::model::{MemoryDemand, MemoryPlan, PRESETS, Shape, preset};
 use crate::units::in_words;
 
 use super::probe::{plain_table, write_table};
+use super::workload::ReduceDtype;
 use super::{CliError, Exit, Output};
 
 /// Lists the models that rigscale can train
@@ -17,6 +18,7 @@ use super::{CliError, Exit, Output};
 #[command(after_help = "\
 Examples:
   rigscale models --memory llama-1b,4,2048
+  rigscale models --memory llama-1b,4,2048 --zero 1 --world 4
   rigscale models --memory llama-15m,2,256 --device cpu")]
 pub(super) struct Args {
     /// Prints what one rank keeps in memory for this model, batch and context
@@ -30,6 +32,18 @@ pub(super) struct Args {
     /// With blocks that are computed again in the backward pass
     #[arg(long)]
     recompute: bool,
+
+    /// With gradients that are summed in this type over ranks
+    #[arg(long, value_enum)]
+    reduce_dtype: Option<ReduceDtype>,
+
+    /// With the optimizer's state of a part of the weights only: stage 1 of ZeRO over --world ranks
+    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    zero: u8,
+
+    /// Ranks that share the optimizer's state with --zero 1
+    #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    world: u16,
 }
 
 /// Whose memory is planned.
@@ -71,9 +85,12 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     match &args.memory {
         Some(text) => {
             let (shape, batch, context) = parse_memory(text)?;
+            let widens = args.reduce_dtype == Some(ReduceDtype::F32);
+            let sharers = if args.zero == 1 { usize::from(args.world) } else { 1 };
+            let demand = MemoryDemand { batch, context, recompute: args.recompute, widens, sharers };
             let plan = match args.device {
-                Memories::Cuda => MemoryPlan::on_cuda(&shape, batch, context, args.recompute),
-                Memories::Cpu => MemoryPlan::on_cpu(&shape, batch, context, args.recompute),
+                Memories::Cuda => MemoryPlan::on_cuda(&shape, demand),
+                Memories::Cpu => MemoryPlan::on_cpu(&shape, demand),
             };
             out.emit(&Memory(plan)).map_err(terminal)?;
         }

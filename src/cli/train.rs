@@ -156,8 +156,14 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
         first_loss: loss(|rank| rank.steps.first().map(|step| step.loss)),
         last_loss: loss(|rank| rank.steps.last().map(|step| step.loss)),
         parameters_sha256: hashes[0].map(str::to_owned),
-        ranks_agree: hashes.windows(2).all(|pair| pair[0] == pair[1]),
+        ranks_agree: hashes.windows(2).all(|pair| pair[0] == pair[1])
+            && ranks.windows(2).all(|pair| checksums(&pair[0]) == checksums(&pair[1])),
     })
+}
+
+/// The checksums of a rank's weights, step by step.
+fn checksums(rank: &RankFile) -> Vec<Option<&str>> {
+    rank.steps.iter().map(|step| step.checksum.as_deref()).collect()
 }
 
 impl fmt::Display for Trained {

@@ -94,6 +94,41 @@ pub(super) struct Workload {
     /// The same for the first bucket to be filled
     #[arg(long, value_name = "MIB", default_value_t = 1.0, value_parser = parse_mebi)]
     pub(super) first_bucket_mib: f64,
+
+    /// What gradients are summed in over ranks: on GPUs bf16, as they are kept, or f32, twice the bytes and rounded once; on
+    /// the CPU f32
+    #[arg(long, value_enum)]
+    reduce_dtype: Option<ReduceDtype>,
+
+    /// Stage of ZeRO: at 1 each rank keeps the optimizer's state of a part of the weights only, and ranks exchange weights
+    /// too
+    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    zero: u8,
+
+    /// Take a checksum of all weights every so many steps, so that ranks that drift apart are caught with the step; 0 for
+    /// never
+    #[arg(long, value_name = "STEPS", default_value_t = 50)]
+    checksum_every: u32,
+}
+
+/// What gradients are summed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ReduceDtype {
+    /// 2 bytes a gradient
+    Bf16,
+    /// 4 bytes a gradient
+    F32,
+}
+
+impl ReduceDtype {
+    /// The precision of that name.
+    #[must_use]
+    pub(super) fn precision(self) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            Self::F32 => Precision::F32,
+        }
+    }
 }
 
 /// What computes.
@@ -162,7 +197,10 @@ impl Workload {
             clip_norm: Some(self.clip_norm).filter(|norm| *norm > 0.0),
             bucket_bytes: Bytes::mebi(self.bucket_mib),
             first_bucket_bytes: Bytes::mebi(self.first_bucket_mib),
+            reduce_dtype: self.reduce_dtype.map(ReduceDtype::precision),
+            zero: usize::from(self.zero),
             bucket_events_every: 4,
+            checksum_every: self.checksum_every as usize,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! How gradients move between ranks: communicators, one conformance suite for all.
+//! How gradients and weights move between ranks: communicators, one conformance suite for all.
 //! Knows ranks, world size and buffers; hides chunks, meetings and shared memory.
 //! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
 
@@ -12,8 +12,10 @@ pub use solo::Solo;
 
 use thiserror::Error;
 
-use crate::device::DeviceError;
+use std::ops::Range;
+
 use crate::device::cuda::CudaError;
+use crate::device::{DeviceError, chunk};
 use crate::units::Seconds;
 
 /// Sums buffers over the ranks of one training.
@@ -36,7 +38,22 @@ pub trait Communicator {
     /// A peer died, stayed away beyond the limit, or brought another length.
     fn all_reduce_sum(&mut self, buffers: &mut [&mut Self::Buf]) -> Result<(), CommError>;
 
-    /// Returns once every sum asked for so far is there.
+    /// Replaces this rank's chunk ([`Shard`]) of each buffer by its sum over all ranks, the same bits that
+    /// [`Communicator::all_reduce_sum`] gives; what the other chunks hold afterwards is arbitrary. May return early, as
+    /// that does.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`].
+    fn reduce_scatter_sum(&mut self, buffers: &mut [&mut Self::Buf]) -> Result<(), CommError>;
+
+    /// Fills the other chunks of each buffer with those that their ranks bring. May return early, as
+    /// [`Communicator::all_reduce_sum`] does.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`].
+    fn all_gather(&mut self, buffers: &mut [&mut Self::Buf]) -> Result<(), CommError>;
+
+    /// Returns once all that was asked for so far is there.
     ///
     /// # Errors
     /// As [`Communicator::all_reduce_sum`].
@@ -47,6 +64,26 @@ pub trait Communicator {
     /// # Errors
     /// A peer died or stayed away beyond the limit.
     fn barrier(&mut self) -> Result<(), CommError>;
+}
+
+/// Whose part of every buffer is meant: that of one rank among several, or the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// The rank, from 0.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world: usize,
+}
+
+impl Shard {
+    /// The part of a rank alone.
+    pub const WHOLE: Self = Self { rank: 0, world: 1 };
+
+    /// Its elements of a buffer of `len`: the `rank`-th of equal chunks of multiples of 16, the last ones shorter or empty.
+    #[must_use]
+    pub fn of(self, len: usize) -> Range<usize> {
+        chunk(len, self.rank, self.world)
+    }
 }
 
 /// Why ranks could not exchange data. The first failing rank is named where it is known.

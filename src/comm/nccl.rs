@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::device::cuda::{Arena, Breaker, CudaError, DeviceBuffer, Element, Event, Events, Gpu};
+use crate::device::cuda::{Arena, Breaker, CudaError, DeviceBuffer, DeviceSliceMut, Element, Event, Events, Gpu};
 use crate::device::cuda::{NcclComm, NcclId, NcclSettings, Stream};
 use crate::units::{Bytes, Seconds};
 
-use super::{CommError, Communicator};
+use super::{CommError, Communicator, Shard};
 
 /// Between two looks at the GPU while a rank waits for a step: far below any step, and next to no work for a core.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -88,6 +88,12 @@ impl Nccl {
         self.end_on_error(asked.map_err(CommError::from))
     }
 
+    /// A buffer as equal parts for all ranks: NCCL knows no other.
+    fn parts<'a>(&self, buffer: &'a mut DeviceBuffer) -> DeviceSliceMut<'a> {
+        let first = Shard { rank: 0, world: self.world() }.of(buffer.len());
+        buffer.room_mut(first.len() * self.world())
+    }
+
     /// After an error sums that are under way would wait forever for ranks that do not come.
     fn end_on_error(&self, done: Result<(), CommError>) -> Result<(), CommError> {
         if done.is_err() {
@@ -116,6 +122,25 @@ impl Communicator for Nccl {
     /// Returns before the sums are there. The caller has let [`Nccl::stream`] wait for what writes the buffers.
     fn all_reduce_sum(&mut self, buffers: &mut [&mut DeviceBuffer]) -> Result<(), CommError> {
         buffers.iter_mut().try_for_each(|buffer| self.sum(buffer))
+    }
+
+    /// As [`Nccl::all_reduce_sum`]. The memory of each buffer has room for the last rank's chunk to be as large as the
+    /// first's (`Arena::take_with_room`).
+    fn reduce_scatter_sum(&mut self, buffers: &mut [&mut DeviceBuffer]) -> Result<(), CommError> {
+        buffers.iter_mut().try_for_each(|buffer| {
+            let mut parts = self.parts(buffer);
+            let asked = self.comm.reduce_scatter_sum(&self.stream, &mut parts, duration(self.limit));
+            self.end_on_error(asked.map_err(CommError::from))
+        })
+    }
+
+    /// As [`Nccl::reduce_scatter_sum`].
+    fn all_gather(&mut self, buffers: &mut [&mut DeviceBuffer]) -> Result<(), CommError> {
+        buffers.iter_mut().try_for_each(|buffer| {
+            let mut parts = self.parts(buffer);
+            let asked = self.comm.all_gather(&self.stream, &mut parts, duration(self.limit));
+            self.end_on_error(asked.map_err(CommError::from))
+        })
     }
 
     fn wait(&mut self) -> Result<(), CommError> {

@@ -65,10 +65,14 @@ impl Shm {
         }
     }
 
-    fn sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), Fault> {
-        self.group.hand_over(buffers)?;
-        self.group.sum_own_chunks();
-        self.group.take_back(buffers)
+    /// Does `work` on this rank's chunks while all ranks have handed their buffers over.
+    fn together(&mut self, buffers: &mut [&mut Floats], work: impl FnOnce(&mut RankGroup)) -> Result<(), CommError> {
+        let done = || {
+            self.group.hand_over(buffers)?;
+            work(&mut self.group);
+            self.group.take_back(buffers)
+        };
+        done().map_err(|fault| self.error(fault))
     }
 }
 
@@ -91,7 +95,19 @@ impl Communicator for Shm {
     /// The buffers must be buckets of this rank. The sums are there on return. After an error they hold zeros, lie
     /// on the heap, and the communicator stays failed on every rank.
     fn all_reduce_sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
-        self.sum(buffers).map_err(|fault| self.error(fault))
+        let all = 0..self.world();
+        self.together(buffers, |group| group.sum_own_chunks(all))
+    }
+
+    /// As [`Shm::all_reduce_sum`].
+    fn reduce_scatter_sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        let rank = self.rank();
+        self.together(buffers, |group| group.sum_own_chunks(rank..rank + 1))
+    }
+
+    /// As [`Shm::all_reduce_sum`].
+    fn all_gather(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        self.together(buffers, RankGroup::copy_own_chunks)
     }
 
     fn wait(&mut self) -> Result<(), CommError> {

@@ -29,6 +29,7 @@ pub use mapped::Mapped;
 pub use nvml::{DriverFact, GpuFact, Nvml, PeerFact};
 pub use process::{CpuTimes, end_with_parent, is_stopped, peak_resident, set_environment};
 pub use product::{Matrix, MatrixMut, multiply};
+pub use rank_group::chunk;
 pub(crate) use rank_group::{Fault, RankGroup};
 pub use shared_memory::SharedMemory;
 pub use simd::vectorised;

@@ -120,9 +120,19 @@ impl RankGroup {
         self.exchange_offers().map_err(|fault| self.replace_lent(buffers, fault))
     }
 
-    /// Replaces this rank's chunk of every lent range, on all ranks, by the sum over the ranks in their order: each
+    /// Replaces this rank's chunk of every lent range, on the ranks `to`, by the sum over the ranks in their order: each
     /// chunk is summed once and written to all, so that every rank has the same bits.
-    pub(crate) fn sum_own_chunks(&mut self) {
+    pub(crate) fn sum_own_chunks(&mut self, to: Range<usize>) {
+        self.own_blocks(|group, buckets, block| group.sum_block(buckets, block, to.clone()));
+    }
+
+    /// Copies this rank's chunk of every lent range to all others.
+    pub(crate) fn copy_own_chunks(&mut self) {
+        self.own_blocks(Self::copy_block);
+    }
+
+    /// Does `work` on the blocks of this rank's chunk of every lent range, one after another.
+    fn own_blocks(&self, work: impl Fn(&Self, &[usize], &Range<usize>)) {
         let world = self.world();
         for (lent, buckets) in self.lent.iter().zip(self.buckets.chunks_exact(world)) {
             let chunk = chunk(lent.floats.len(), self.rank, world);
@@ -130,7 +140,7 @@ impl RankGroup {
             while start < chunk.end {
                 let block = start..chunk.end.min(start + BLOCK);
                 start = block.end;
-                self.sum_block(buckets, &block);
+                work(self, buckets, &block);
             }
         }
     }
@@ -148,27 +158,37 @@ impl RankGroup {
         Ok(())
     }
 
-    /// `block` lies in this rank's chunk of a range that every rank has handed over as one of `buckets`.
-    fn sum_block(&self, buckets: &[usize], block: &Range<usize>) {
-        let of = |rank: usize| {
-            let first = self.segment.bucket(rank, buckets[rank]);
-            // SAFETY: the block lies inside the bucket: `chunk` stays below the length, which is that of every rank's
-            // bucket (`compare_offers`), and the mapping outlives the call. Exclusive: `lent` is not empty, so every
-            // rank has handed its range over and none has it back, as that takes our second arrival, which needs
-            // `&mut self`; no owner can reach its range meanwhile, as `RankGroup` holds it; of the ranks, each
-            // touches its own chunk alone, and chunks are disjoint. The ranges of different ranks are disjoint too,
-            // and each rank's is borrowed once at a time below.
-            unsafe { std::slice::from_raw_parts_mut(first.add(block.start), block.len()) }
-        };
-        let sum = of(0);
+    fn sum_block(&self, buckets: &[usize], block: &Range<usize>, to: Range<usize>) {
+        let sum = self.block_of(buckets, block, 0);
         for rank in 1..buckets.len() {
-            for (total, term) in sum.iter_mut().zip(of(rank)) {
+            for (total, term) in sum.iter_mut().zip(self.block_of(buckets, block, rank)) {
                 *total += *term;
             }
         }
-        for rank in 1..buckets.len() {
-            of(rank).copy_from_slice(sum);
+        for rank in to.filter(|rank| *rank != 0) {
+            self.block_of(buckets, block, rank).copy_from_slice(sum);
         }
+    }
+
+    fn copy_block(&self, buckets: &[usize], block: &Range<usize>) {
+        let own = self.block_of(buckets, block, self.rank);
+        for rank in (0..buckets.len()).filter(|rank| *rank != self.rank) {
+            self.block_of(buckets, block, rank).copy_from_slice(own);
+        }
+    }
+
+    /// The elements of rank `rank` in `block`, which lies in this rank's chunk of a range that every rank has handed over
+    /// as one of `buckets`. Callers hold those of one rank once at a time.
+    #[expect(clippy::mut_from_ref, reason = "the memory is that of all ranks; the argument is below")]
+    fn block_of(&self, buckets: &[usize], block: &Range<usize>, rank: usize) -> &mut [f32] {
+        let first = self.segment.bucket(rank, buckets[rank]);
+        // SAFETY: the block lies inside the bucket: `chunk` stays below the length, which is that of every rank's
+        // bucket (`compare_offers`), and the mapping outlives the call. Exclusive: `lent` is not empty, so every
+        // rank has handed its range over and none has it back, as that takes our second arrival, which needs
+        // `&mut self`; no owner can reach its range meanwhile, as `RankGroup` holds it; of the ranks, each
+        // touches its own chunk alone, and chunks are disjoint. The ranges of different ranks are disjoint too,
+        // and the two callers above borrow each rank's once at a time.
+        unsafe { std::slice::from_raw_parts_mut(first.add(block.start), block.len()) }
     }
 
     /// Refuses to begin anything in a group that has failed.
@@ -373,8 +393,9 @@ impl Drop for RankGroup {
     }
 }
 
-/// The elements that `rank` sums: equal chunks of whole cache lines, the last ones shorter or empty.
-fn chunk(len: usize, rank: usize, world: usize) -> Range<usize> {
+/// The elements of `len` that are the part of `rank`: equal chunks of whole cache lines, the last ones shorter or empty.
+#[must_use]
+pub fn chunk(len: usize, rank: usize, world: usize) -> Range<usize> {
     let size = len.div_ceil(world).next_multiple_of(CHUNK_ALIGN);
     (rank * size).min(len)..((rank + 1) * size).min(len)
 }

@@ -12,7 +12,7 @@ use crate::record::{
     read_rank_file, write_json,
 };
 use crate::stats;
-use crate::train::gradient_bucket_lengths;
+use crate::train::exchanged_lengths;
 use crate::units::Seconds;
 
 use super::LaunchError;
@@ -262,7 +262,7 @@ fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, Lau
     if trial.arm != Arm::Ddp || world == 1 || plan.device == Device::Cuda {
         return Ok(None);
     }
-    let lengths = gradient_bucket_lengths(&plan.config)?;
+    let lengths = exchanged_lengths(&plan.config, world)?;
     Shm::create(world, &lengths).map(Some).map_err(|source| LaunchError::Exchange { world, source })
 }
 

@@ -77,7 +77,7 @@ pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Times
     let layout = config.bucket_layout();
     let tokens = Tokens((config.batch * config.context * config.accumulate) as u64);
     let flops_per_step = config.shape.flops_per_token(config.context) * tokens.0 as f64;
-    let gradient_bytes = Bytes(layout.elements() as u64 * config.precision.element_bytes().0);
+    let gradient_bytes = Bytes(layout.elements() as u64 * config.reduced_bytes().0);
     let why = sentences(wanted, &config, fit, step_estimate, trials.len());
     Plan {
         schema: SCHEMA,
@@ -217,7 +217,7 @@ fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, tr
     let cores = fit.shares.first().map_or(0, |share| share.cpus.len());
     let layout = config.bucket_layout();
     let tokens = config.batch * config.context * config.accumulate;
-    let bytes = Bytes(layout.elements() as u64 * config.precision.element_bytes().0);
+    let bytes = Bytes(layout.elements() as u64 * config.reduced_bytes().0);
     let flops = config.shape.flops_per_token(config.context) * tokens as f64;
     let mut why = vec![
         format!(
@@ -272,7 +272,10 @@ mod tests {
                 clip_norm: Some(1.0),
                 bucket_bytes: Bytes::mebi(25.0),
                 first_bucket_bytes: Bytes::mebi(1.0),
+                reduce_dtype: None,
+                zero: 0,
                 bucket_events_every: 8,
+                checksum_every: 0,
             },
             arms: vec![Arm::Solo, Arm::Together, Arm::Ddp],
             target: 0.9,

@@ -12,13 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::comm::{CommError, Nccl, Shm, Solo};
+use crate::comm::{CommError, Nccl, Shard, Shm, Solo};
 use crate::device::cuda::{Breaker, CudaError, Gpu, NcclId, NcclLibrary, NcclSettings};
 use crate::device::{self, Clock, CpuTimes, Floats};
 use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
 use crate::train::{
-    Cuda, DataShare, ExchangeError, NcclQueue, Reducer, StepRecord, TrainError, Trainer, Training,
-    gradient_bucket_lengths,
+    Cuda, DataShare, ExchangeError, NcclQueue, Reducer, StepRecord, TrainError, Trainer, Training, exchanged_lengths,
 };
 use crate::units::Seconds;
 
@@ -193,6 +192,7 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
     let whole = reason == EndReason::Completed;
     if whole {
+        training.complete()?;
         checkpoint(&assignment, &mut training, writer.steps())?;
     }
     let end = RunEnd {
@@ -274,17 +274,19 @@ fn training(assignment: &Assignment, ordered: &Ordered, ids: &Receiver<NcclId>) 
             Exchange::Nccl => meet(assignment, gpu, ordered, ids),
             _ => Ok(Reducer::none()),
         };
-        let trainer = Trainer::on_gpu(&head.config, data, (address, assignment.gpu_sharers), reducer)?;
+        let sharing = assignment.exchange == Exchange::Nccl && head.config.shares_state(head.world);
+        let part = sharing.then_some(Shard { rank: head.rank, world: head.world });
+        let trainer = Trainer::on_gpu(&head.config, data, (address, assignment.gpu_sharers, part), reducer)?;
         return Ok(Training::Cuda(Box::new(trainer)));
     }
-    let lengths = gradient_bucket_lengths(&head.config)?;
-    let own = || lengths.iter().map(|length| Floats::zeros(*length)).collect();
+    let own = || Ok::<_, TrainError>(exchanged_lengths(&head.config, 1)?.into_iter().map(Floats::zeros).collect());
     let (reducer, buckets) = match assignment.exchange {
-        Exchange::None => (Reducer::none(), own()),
-        Exchange::Solo => (Reducer::threaded(Solo)?, own()),
+        Exchange::None => (Reducer::none(), own()?),
+        Exchange::Solo => (Reducer::threaded(Solo)?, own()?),
         // NCCL sums on GPUs
         Exchange::Nccl => unreachable!("a rank without a GPU was told to meet others over NCCL"),
         Exchange::SharedMemory { fd } => {
+            let lengths = exchanged_lengths(&head.config, head.world)?;
             let (shm, buckets) = Shm::join(fd, head.rank, head.world, &lengths, assignment.limits.step_s)?;
             (Reducer::threaded(shm)?, buckets)
         }

@@ -28,6 +28,32 @@ pub struct MemoryPart {
     pub bytes: Bytes,
 }
 
+/// What the memory of a rank depends on beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryDemand {
+    /// Sequences of a micro-step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Whether blocks are computed again in the backward pass.
+    pub recompute: bool,
+    /// Whether gradients that are kept in bf16 are summed in f32.
+    pub widens: bool,
+    /// Ranks that share the optimizer's state (ZeRO-1); 1 where each keeps all of it.
+    pub sharers: usize,
+}
+
+impl MemoryDemand {
+    /// This rank's part of what all keep `bytes` of together.
+    fn part(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.sharers.max(1) as u64)
+    }
+}
+
+/// The most that lies widened at a time: so large a sum runs at the full rate of any link, and a larger one takes
+/// memory for nothing.
+const WIDENED_MAX: u64 = 64 << 20;
+
 /// Blocks of a norm's backward pass: two for each multiprocessor, of which no GPU has more than 256.
 const NORM_BLOCKS: u64 = 256;
 
@@ -41,10 +67,11 @@ impl MemoryPlan {
         Self { parts, total_bytes }
     }
 
-    /// What the CPU device holds in f32 for `batch` sequences of `context` tokens: weights, gradients and two
-    /// moments of every parameter, and the activations that the backward pass reads again.
+    /// What the CPU device holds in f32: weights, gradients and two moments of every parameter, and the activations that
+    /// the backward pass reads again.
     #[must_use]
-    pub fn on_cpu(shape: &Shape, batch: usize, context: usize, recompute: bool) -> Self {
+    pub fn on_cpu(shape: &Shape, demand: MemoryDemand) -> Self {
+        let MemoryDemand { batch, context, recompute, .. } = demand;
         let element = 4_u64;
         let weights = shape.parameter_count() * element;
         let rows = (batch * context) as u64;
@@ -61,18 +88,19 @@ impl MemoryPlan {
         Self::of(&[
             ("weights", weights),
             ("gradients", weights),
-            ("moments", 2 * weights),
+            ("moments", demand.part(2 * weights)),
             ("activations", activations),
             ("working space", work),
             ("logits", logits),
         ])
     }
 
-    /// What a GPU holds in bf16 for `batch` sequences of `context` tokens: 14 bytes for each parameter (weight, the rest
-    /// of its f32 master, gradient, two f32 moments), the activations that the backward pass reads again, and logits,
-    /// whose memory serves the backward pass as working space.
+    /// What a GPU holds in bf16: 14 bytes for each parameter (weight, the rest of its f32 master, gradient, two f32
+    /// moments), the activations that the backward pass reads again, and logits, whose memory serves the backward pass as
+    /// working space.
     #[must_use]
-    pub fn on_cuda(shape: &Shape, batch: usize, context: usize, recompute: bool) -> Self {
+    pub fn on_cuda(shape: &Shape, demand: MemoryDemand) -> Self {
+        let MemoryDemand { batch, context, recompute, widens, .. } = demand;
         let parameters = shape.parameter_count();
         let rows = (batch * context) as u64;
         let Shape { layers, width, heads, ffn, vocabulary, .. } = *shape;
@@ -84,24 +112,33 @@ impl MemoryPlan {
         let streams = 2 * (layers + 2) * width + 4;
         let activations = rows * (kept * block + streams) as u64;
         let logits = rows * (2 * vocabulary + 4) as u64;
+        // equal parts of buckets are whole chunks, and each rank says its part of the norm
+        let chunks = if demand.sharers < 2 { 0 } else { demand.sharers * (64 * (6 * layers + 3) + 128) } as u64;
         // the gradient of a norm's result, and what does not find room in the memory of the logits
         let beside = Self::beside_logits(shape, rows);
-        let work = rows * 2 * width as u64 + beside.taken;
+        let work = rows * 2 * width as u64 + beside.taken + chunks;
         let angles = (context * shape.head_size() * 4) as u64;
         let tokens = 3 * 4 * rows + 4 * vocabulary as u64;
         // partial sums: two rows of f32 for each 32 tokens of the embedding, or for each block of a norm
         let sums = (8 * width as u64) * rows.div_ceil(32).max(NORM_BLOCKS) + NORM_BLOCKS * 64;
         Self::of(&[
             ("weights", 2 * parameters),
-            ("rest of the f32 master weights", 2 * parameters),
+            ("rest of the f32 master weights", demand.part(2 * parameters)),
             ("gradients", 2 * parameters),
-            ("moments", 8 * parameters),
+            ("moments", demand.part(8 * parameters)),
+            ("gradients on their way, in f32", if widens { Self::widened_bytes(shape) } else { 0 }),
             ("activations", activations),
             ("logits, later the working space of the backward pass", logits),
             ("working space", work + angles + tokens + sums + rows * 4 * heads as u64 + rounding(layers)),
             ("attention", beside.attention),
             ("matrix products", PRODUCT_WORKSPACE.0),
         ])
+    }
+
+    /// Where gradients that are kept in bf16 lie in f32 while they are summed, a part of a bucket at a time.
+    #[must_use]
+    pub fn widened_bytes(shape: &Shape) -> u64 {
+        WIDENED_MAX.min(4 * shape.parameter_count())
     }
 
     /// What attention's backward pass works in: the gradient of the queries in f32, two numbers for each query and head,
@@ -125,11 +162,11 @@ impl MemoryPlan {
         BesideLogits { taken, attention: if used + needed <= room { 0 } else { needed } }
     }
 
-    /// The most sequences of `context` tokens that a GPU can train on in `memory`; 0 where not even one fits.
+    /// The most sequences that a GPU can train on in `memory`, all else as in `demand`; 0 where not even one fits.
     #[must_use]
-    pub fn largest_batch(shape: &Shape, context: usize, recompute: bool, memory: Bytes) -> usize {
-        let fits = |batch| Self::on_cuda(shape, batch, context, recompute).total_bytes <= memory;
-        let most = (ROWS_MAX / context.max(1)).max(1);
+    pub fn largest_batch(shape: &Shape, demand: MemoryDemand, memory: Bytes) -> usize {
+        let fits = |batch| Self::on_cuda(shape, MemoryDemand { batch, ..demand }).total_bytes <= memory;
+        let most = (ROWS_MAX / demand.context.max(1)).max(1);
         // nearly linear in the batch, but not quite: doubling, then halving the steps
         let (mut batch, mut step) = (0, 1);
         while batch + step <= most && fits(batch + step) {
@@ -192,13 +229,29 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_share_the_state_keep_a_part_of_it_each() {
+        let shape = crate::model::preset("llama-1b").unwrap().shape;
+        let demand = |sharers| MemoryDemand { batch: 1, context: 2048, recompute: false, widens: false, sharers };
+        let saved = |plan: fn(&Shape, MemoryDemand) -> MemoryPlan| {
+            let total = |sharers| plan(&shape, demand(sharers)).total_bytes.0;
+            (total(1) - total(2), total(1) - total(4))
+        };
+        let parameters = shape.parameter_count();
+        assert_eq!(saved(MemoryPlan::on_cpu), (4 * parameters, 6 * parameters));
+        let (two, four) = saved(MemoryPlan::on_cuda);
+        let nearly = |saved: u64, wanted: u64| saved <= wanted && wanted - saved < 1 << 20;
+        assert!(nearly(two, 5 * parameters) && nearly(four, 15 * parameters / 2), "{two} {four}");
+    }
+
+    #[test]
     fn the_largest_batch_fits_and_the_next_does_not() {
         for preset in PRESETS {
             for context in [128, 1024, 2048, 8192] {
                 for gibi in [1_u64, 8, 20, 24, 48, 80, 141] {
                     let memory = Bytes((gibi << 30) + 12_345);
-                    let total = |batch| MemoryPlan::on_cuda(&preset.shape, batch, context, false).total_bytes;
-                    let batch = MemoryPlan::largest_batch(&preset.shape, context, false, memory);
+                    let demand = |batch| MemoryDemand { batch, context, recompute: false, widens: false, sharers: 1 };
+                    let total = |batch| MemoryPlan::on_cuda(&preset.shape, demand(batch)).total_bytes;
+                    let batch = MemoryPlan::largest_batch(&preset.shape, demand(1), memory);
                     let name = preset.name;
                     assert!(batch == 0 || total(batch) <= memory, "{name} {batch} × {context} in {memory}");
                     assert!(memory < total(batch + 1), "{name} {batch} × {context} is not the most in {memory}");

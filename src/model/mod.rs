@@ -7,7 +7,7 @@ mod memory;
 mod preset;
 
 pub use bucket::{BucketLayout, BucketPlan, Place};
-pub use memory::{BesideLogits, MemoryPart, MemoryPlan, PRODUCT_WORKSPACE, place_in};
+pub use memory::{BesideLogits, MemoryDemand, MemoryPart, MemoryPlan, PRODUCT_WORKSPACE, place_in};
 pub use preset::{PRESETS, Preset, UnknownModel, preset};
 
 use std::fmt;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BucketLayout, Shape};
+use crate::model::{BucketLayout, MemoryDemand, Shape};
 use crate::units::{Bytes, Seconds, Tokens};
 
 /// One line: first the head, then steps and bucket events in order, last the end.
@@ -203,8 +203,23 @@ pub struct TrainConfig {
     pub bucket_bytes: Bytes,
     /// The same for the first bucket to be filled.
     pub first_bucket_bytes: Bytes,
+    /// What gradients are summed in over ranks; none: what they are kept in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_dtype: Option<Precision>,
+    /// Stage of ZeRO (Rajbhandari et al., 2020): at 1 each rank of a ddp trial keeps the optimizer's state of its part of
+    /// every bucket only; at 0 of all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub zero: usize,
     /// Bucket events are recorded every so many steps; 0: never.
     pub bucket_events_every: usize,
+    /// The parameters' checksum is recorded every so many steps; 0: never.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub checksum_every: usize,
+}
+
+/// What is not written where it is 0.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl TrainConfig {
@@ -213,6 +228,32 @@ impl TrainConfig {
     pub fn bucket_layout(&self) -> BucketLayout {
         let element = self.precision.element_bytes();
         BucketLayout::new(&self.shape.parameters(), self.first_bucket_bytes, self.bucket_bytes, element)
+    }
+
+    /// Bytes of one gradient on its way between ranks.
+    #[must_use]
+    pub fn reduced_bytes(&self) -> Bytes {
+        self.reduce_dtype.unwrap_or(self.precision).element_bytes()
+    }
+
+    /// True where gradients that are kept in bf16 are summed in f32.
+    #[must_use]
+    pub fn widens(&self) -> bool {
+        self.reduced_bytes() > self.precision.element_bytes()
+    }
+
+    /// Whether `world` ranks that exchange gradients share the optimizer's state.
+    #[must_use]
+    pub fn shares_state(&self, world: usize) -> bool {
+        self.zero == 1 && 1 < world
+    }
+
+    /// What the memory of one of `world` ranks that exchange gradients depends on beside the model.
+    #[must_use]
+    pub fn memory_demand(&self, world: usize) -> MemoryDemand {
+        let Self { batch, context, recompute, .. } = *self;
+        let sharers = if self.shares_state(world) { world } else { 1 };
+        MemoryDemand { batch, context, recompute, widens: self.widens(), sharers }
     }
 }
 
@@ -276,9 +317,13 @@ pub struct Step {
     pub loss: f64,
     /// Norm of the mean gradient over all ranks, before clipping.
     pub grad_norm: f64,
+    /// Checksum over the bits of all parameters after this step, in 16 hexadecimal digits: equal on every rank of a ddp
+    /// trial. None in a step in which it was not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
-/// One gradient bucket in one sampled step. Moments are seconds since the trial's epoch.
+/// One bucket in one sampled step. Moments are seconds since the trial's epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
@@ -286,14 +331,36 @@ pub struct Bucket {
     pub step: usize,
     /// The bucket, in the order in which they are filled.
     pub index: usize,
-    /// Size.
+    /// Size, as it travels.
     pub bytes: Bytes,
-    /// When its last gradient was written.
+    /// When its last gradient, or weight, was written.
     pub ready_s: Seconds,
-    /// When its reduction began.
+    /// When its collective began.
     pub start_s: Seconds,
-    /// When its reduction ended.
+    /// When its collective ended.
     pub end_s: Seconds,
+    /// What was done with it.
+    #[serde(default, skip_serializing_if = "Collective::is_all_reduce")]
+    pub collective: Collective,
+}
+
+/// How ranks exchange a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Collective {
+    /// All get the sum of all gradients.
+    #[default]
+    AllReduce,
+    /// Each gets the sum of its part of the gradients.
+    ReduceScatter,
+    /// All get all weights, of which each has updated its part.
+    AllGather,
+}
+
+impl Collective {
+    fn is_all_reduce(&self) -> bool {
+        *self == Self::AllReduce
+    }
 }
 
 /// How a rank ended. A file without this line did not finish.

@@ -371,10 +371,8 @@ fn config(run: &Analysis) -> Vec<Line> {
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16, f32 master weights and moments",
     };
-    let events = match config.bucket_events_every {
-        0 => "never".to_owned(),
-        every => format!("every {every} steps"),
-    };
+    let often = |every: usize| if every == 0 { "never".to_owned() } else { format!("every {every} steps") };
+    let (events, checksums) = (often(config.bucket_events_every), often(config.checksum_every));
     vec![
         Line::new("Model", &config.model),
         Line::new("Layers, width", format!("{}, {}", shape.layers, shape.width)),
@@ -393,7 +391,10 @@ fn config(run: &Analysis) -> Vec<Line> {
         Line::new("Gradient clipping", config.clip_norm.map_or("none".to_owned(), |norm| norm.to_string())),
         Line::new("Bucket size", config.bucket_bytes.to_string()),
         Line::new("First bucket", config.first_bucket_bytes.to_string()),
+        Line::new("Gradients are summed in", if config.reduced_bytes().0 == 2 { "bf16" } else { "f32" }),
+        Line::new("Stage of ZeRO", config.zero.to_string()),
         Line::new("Bucket events", events),
+        Line::new("Checksum of the weights", checksums),
         Line::new("Gradients per rank and step", run.gradient_bytes.to_string()),
         Line::new("FLOPs per rank and step", in_words(run.flops_per_step as u64)),
     ]

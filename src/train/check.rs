@@ -48,11 +48,22 @@ pub fn check(config: &TrainConfig, device: Device) -> Result<(), TrainError> {
             return Err(setting(flag, size, "a bucket holds at least one gradient".into()));
         }
     }
+    if 1 < config.zero {
+        return Err(setting(
+            "--zero",
+            config.zero,
+            "1 shares the optimizer's state among ranks, and 0 does not".into(),
+        ));
+    }
     match (device, config.precision) {
         (Device::Cpu, Precision::F32) => {}
         (Device::Cuda, Precision::Bf16) => for_kernels(config)?,
         (Device::Cpu, _) => return Err(setting("--precision", "bf16", "the CPU device computes in f32".into())),
         (Device::Cuda, _) => return Err(setting("--precision", "f32", "GPUs compute in bf16".into())),
+    }
+    if (device, config.reduce_dtype) == (Device::Cpu, Some(Precision::Bf16)) {
+        let wanted = "ranks on CPUs sum f32 where it lies, in memory that they share, and fewer bytes would not move";
+        return Err(setting("--reduce-dtype", "bf16", wanted.into()));
     }
     if let DataSource::File { token_bytes, .. } = config.data
         && ![2, 4].contains(&token_bytes)
@@ -119,12 +130,12 @@ fn shape(config: &TrainConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Refuses what needs more than this rank's part of the host's `memory`.
+/// Refuses what needs more than this rank's part of the host's `memory`, where `world` ranks exchange gradients.
 ///
 /// # Errors
 /// [`TrainError::Memory`].
-pub(super) fn fits_host(config: &TrainConfig, share: DataShare, memory: Bytes) -> Result<(), TrainError> {
-    let needed = MemoryPlan::on_cpu(&config.shape, config.batch, config.context, config.recompute).total_bytes;
+pub(super) fn fits_host(config: &TrainConfig, share: DataShare, world: usize, memory: Bytes) -> Result<(), TrainError> {
+    let needed = MemoryPlan::on_cpu(&config.shape, config.memory_demand(world)).total_bytes;
     let available = Bytes(memory.0 / share.world.max(1) as u64);
     if needed <= available {
         return Ok(());
@@ -135,24 +146,27 @@ pub(super) fn fits_host(config: &TrainConfig, share: DataShare, memory: Bytes) -
 /// Left for the code of CUDA's libraries, which is loaded when it is first used, and for graphs.
 const LIBRARIES: Bytes = Bytes(512 << 20);
 
-/// Refuses what needs more than a GPU has `free` beside CUDA's libraries, and says what would fit.
+/// Refuses what needs more than a GPU has `free` beside CUDA's libraries, and says what would fit, where `world` ranks
+/// exchange gradients.
 ///
 /// # Errors
 /// [`TrainError::GpuMemory`].
-pub(super) fn fits_gpu(config: &TrainConfig, free: Bytes) -> Result<(), TrainError> {
-    let TrainConfig { shape, batch, context, recompute, .. } = *config;
-    let needed = MemoryPlan::on_cuda(&shape, batch, context, recompute).total_bytes;
+pub(super) fn fits_gpu(config: &TrainConfig, world: usize, free: Bytes) -> Result<(), TrainError> {
+    let demand = config.memory_demand(world);
+    let TrainConfig { shape, batch, context, .. } = *config;
+    let needed = MemoryPlan::on_cuda(&shape, demand).total_bytes;
     let free = Bytes(free.0.saturating_sub(LIBRARIES.0));
     if needed <= free {
         return Ok(());
     }
-    let largest = MemoryPlan::largest_batch(&shape, context, recompute, free);
+    let largest = MemoryPlan::largest_batch(&shape, demand, free);
     Err(TrainError::GpuMemory { batch, context, needed, free, largest })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::MemoryDemand;
     use crate::train::testing::tiny;
 
     const ALONE: DataShare = DataShare { rank: 0, world: 1 };
@@ -174,6 +188,8 @@ mod tests {
             (TrainConfig { bucket_bytes: Bytes(0), ..tiny() }, &["--bucket-mib 0 B"]),
             (TrainConfig { first_bucket_bytes: Bytes(0), ..tiny() }, &["--first-bucket-mib"]),
             (TrainConfig { precision: Precision::Bf16, ..tiny() }, &["--precision bf16", "f32"]),
+            (TrainConfig { reduce_dtype: Some(Precision::Bf16), ..tiny() }, &["--reduce-dtype bf16", "f32"]),
+            (TrainConfig { zero: 2, ..tiny() }, &["--zero 2", "1 shares"]),
             (TrainConfig { data: file(3), ..tiny() }, &["--data", "2 or 4"]),
             (TrainConfig { shape: Shape { heads: 5, ..tiny().shape }, ..tiny() }, &["--model test", "heads"]),
             (TrainConfig { shape: Shape { width: 4, ..tiny().shape }, ..tiny() }, &["even head size"]),
@@ -184,7 +200,7 @@ mod tests {
             let error = check(&config, Device::Cpu).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error} lacks {words:?}");
         }
-        check(&tiny(), Device::Cpu).unwrap();
+        check(&TrainConfig { reduce_dtype: Some(Precision::F32), ..tiny() }, Device::Cpu).unwrap();
     }
 
     /// A preset as GPUs train it.
@@ -215,20 +231,21 @@ mod tests {
     #[test]
     fn a_gpu_that_is_too_small_is_told_the_largest_batch() {
         let config = on_gpu("llama-125m", 16, 2048);
-        let plan = |batch| MemoryPlan::on_cuda(&config.shape, batch, 2048, false).total_bytes;
-        fits_gpu(&config, Bytes(plan(16).0 + LIBRARIES.0)).unwrap();
-        let error = fits_gpu(&config, Bytes(plan(11).0 + LIBRARIES.0 + 1000)).unwrap_err();
+        let demand = |batch| MemoryDemand { batch, ..config.memory_demand(1) };
+        let plan = |batch| MemoryPlan::on_cuda(&config.shape, demand(batch)).total_bytes;
+        fits_gpu(&config, 1, Bytes(plan(16).0 + LIBRARIES.0)).unwrap();
+        let error = fits_gpu(&config, 1, Bytes(plan(11).0 + LIBRARIES.0 + 1000)).unwrap_err();
         assert!(matches!(error, TrainError::GpuMemory { largest: 11, .. }), "{error}");
         assert!(error.to_string().contains("--batch 11 is the largest"), "{error}");
-        let error = fits_gpu(&config, Bytes(1 << 30)).unwrap_err().to_string();
+        let error = fits_gpu(&config, 1, Bytes(1 << 30)).unwrap_err().to_string();
         assert!(error.contains("not even one sequence"), "{error}");
     }
 
     #[test]
     fn a_training_larger_than_its_part_of_memory_is_refused() {
-        let needed = MemoryPlan::on_cpu(&tiny().shape, 2, 13, false).total_bytes;
-        fits_host(&tiny(), ALONE, needed).unwrap();
-        let error = fits_host(&tiny(), DataShare { rank: 1, world: 2 }, needed).unwrap_err();
+        let needed = MemoryPlan::on_cpu(&tiny().shape, tiny().memory_demand(1)).total_bytes;
+        fits_host(&tiny(), ALONE, 1, needed).unwrap();
+        let error = fits_host(&tiny(), DataShare { rank: 1, world: 2 }, 1, needed).unwrap_err();
         assert!(error.to_string().contains("--batch 2 with --context 13 needs"), "{error}");
     }
 
@@ -237,9 +254,9 @@ mod tests {
         let shape = Shape { layers: 1024, width: 65_536, heads: 512, kv_heads: 512, ffn: 65_536, vocabulary: 1 << 20 };
         let config = TrainConfig { shape, batch: 128, context: 131_072, ..tiny() };
         check(&config, Device::Cpu).unwrap();
-        let error = fits_host(&config, ALONE, Bytes(1 << 40)).unwrap_err();
+        let error = fits_host(&config, ALONE, 1, Bytes(1 << 40)).unwrap_err();
         assert!(matches!(error, TrainError::Memory { .. }), "{error}");
-        let error = fits_gpu(&config, Bytes(1 << 40)).unwrap_err();
+        let error = fits_gpu(&config, 1, Bytes(1 << 40)).unwrap_err();
         assert!(matches!(error, TrainError::GpuMemory { largest: 0, .. }), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::model::{Role, Shape};
 
-use super::buckets::{Gradients, Places, Weights};
+use super::buckets::{Gradients, Weights};
 use super::data::Batch;
 use super::ops::{Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Sequences, Stretch, Write};
 use super::seed::weight_key;
@@ -196,7 +196,7 @@ impl<O: Ops> Work<O> {
 }
 
 impl<O: Ops> Decoder<O> {
-    /// A decoder with initial weights: norms 1, matrices normal with deviation 0.02, the same for the same seed on
+    /// A decoder with initial weights, in `weights`: norms 1, matrices normal with deviation 0.02, the same for the same seed on
     /// every rank and with every bucket size. With `recompute` the backward pass computes each block again instead of
     /// keeping what it saved.
     ///
@@ -206,12 +206,12 @@ impl<O: Ops> Decoder<O> {
         ops: &mut O,
         shape: &Shape,
         tokens: Sequences,
-        places: &Arc<Places>,
+        mut weights: Weights<O>,
         seed: u64,
         recompute: bool,
     ) -> Result<Self, O::Error> {
         let dims = Dims::of(shape, tokens);
-        let mut weights = Weights::zeros(ops, places)?;
+        let places = Arc::clone(weights.places());
         for (stream, parameter) in (0..).zip(&places.parameters) {
             let weight = weights.view_mut(parameter.role);
             if parameter.is_matrix() {
@@ -250,14 +250,21 @@ impl<O: Ops> Decoder<O> {
     /// The device failed.
     pub fn forward(&mut self, ops: &mut O, batch: &Batch, weight: f64) -> Result<(), O::Error> {
         ops.upload_tokens(&mut self.tokens, &batch.inputs, &batch.targets)?;
-        ops.stretch(Stretch::Forward, |ops| self.run_forward(ops, weight))
+        let stretch = Stretch::Forward { cut: self.weights.cuts };
+        if self.weights.cuts && ops.is_recorded(stretch) {
+            return self.weights.replay(ops, stretch);
+        }
+        self.weights.begin(ops)?;
+        ops.stretch(stretch, |ops| self.run_forward(ops, weight))
     }
 
     fn run_forward(&mut self, ops: &mut O, weight: f64) -> Result<(), O::Error> {
         let Self { dims, weights, work, saved, turns, tokens, .. } = self;
         let layers = dims.shape.layers;
+        weights.reach(ops, Role::Embedding)?;
         ops.embed(dims.lookup, &mut saved.streams[0], weights.view(Role::Embedding), tokens)?;
         let first = &mut saved.entries[0];
+        weights.reach(ops, Role::AttentionNorm(0))?;
         ops.norm(dims.norm, &mut first.h, &mut first.rstd, &saved.streams[0], weights.view(Role::AttentionNorm(0)))?;
         for layer in 0..layers {
             let (here, next) = (saved.place(layer), saved.place(layer + 1));
@@ -265,6 +272,7 @@ impl<O: Ops> Decoder<O> {
             let block = &mut blocks[here];
             block.forward(ops, dims, weights, (&streams[layer], &entries[here].h), turns, layer)?;
             ops.swiglu(dims.gated, &mut work.act, &block.gate_up)?;
+            weights.reach(ops, Role::Down(layer))?;
             let (x, down) = (&mut streams[layer + 1], weights.view(Role::Down(layer)));
             ops.linear_add(dims.down, x, &block.middle, &work.act, down)?;
             let (NormState { h, rstd }, gain) = if layer + 1 < layers {
@@ -272,8 +280,10 @@ impl<O: Ops> Decoder<O> {
             } else {
                 (last, Role::FinalNorm)
             };
+            weights.reach(ops, gain)?;
             ops.norm(dims.norm, h, rstd, x, weights.view(gain))?;
         }
+        weights.reach(ops, Role::Head)?;
         ops.linear(dims.head, &mut self.logits, &saved.last.h, weights.view(Role::Head))?;
         ops.cross_entropy(dims.logits, &mut self.losses, &mut self.logits, tokens)?;
         ops.add_loss(&self.losses, weight)
@@ -363,18 +373,22 @@ impl<O: Ops> Block<O> {
         &mut self,
         ops: &mut O,
         dims: &Dims,
-        weights: &Weights<O>,
+        weights: &mut Weights<O>,
         (x, h): (&O::Buf, &O::Buf),
         turns: &O::Buf,
         layer: usize,
     ) -> Result<(), O::Error> {
         let Self { qkv, att, lse, middle, ffn_norm, gate_up } = self;
+        weights.reach(ops, Role::Qkv(layer))?;
         ops.linear(dims.qkv, qkv, h, weights.view(Role::Qkv(layer)))?;
         ops.rotary(dims.heads, qkv, turns)?;
         ops.attention(dims.heads, att, lse, qkv)?;
+        weights.reach(ops, Role::Out(layer))?;
         ops.linear_add(dims.out, middle, x, att, weights.view(Role::Out(layer)))?;
+        weights.reach(ops, Role::FfnNorm(layer))?;
         let gain = weights.view(Role::FfnNorm(layer));
         ops.norm(dims.norm, &mut ffn_norm.h, &mut ffn_norm.rstd, middle, gain)?;
+        weights.reach(ops, Role::GateUp(layer))?;
         ops.linear(dims.gate_up, gate_up, &ffn_norm.h, weights.view(Role::GateUp(layer)))
     }
 
@@ -460,14 +474,16 @@ pub(super) fn turns(context: usize, head_size: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::Shard;
     use crate::device::{Clock, Floats};
+    use crate::model::{MemoryDemand, MemoryPlan};
     use crate::train::cpu::Cpu;
     use crate::train::data::{Data, DataShare};
     use crate::train::reducer::Reducer;
     use crate::train::reference::{self, differences};
     use crate::train::seed::{Purpose, generator, normal};
     use crate::train::testing::{close, tiny};
-    use crate::train::{Pass, gradient_bucket_lengths};
+    use crate::train::{Pass, Places, exchanged_lengths};
 
     impl<O: Ops> Decoder<O> {
         /// Everything that one micro-step must write before it reads it.
@@ -491,11 +507,13 @@ mod tests {
         let tokens = Sequences { batch: config.batch, context: config.context };
         let places = Arc::new(Places::of(&config));
         for recompute in [false, true] {
-            let mut model = Decoder::new(&mut Cpu::new(1).unwrap(), &shape, tokens, &places, 1, recompute).unwrap();
+            let mut ops = Cpu::new(1).unwrap();
+            let weights = Weights::zeros(&mut ops, &places).unwrap();
+            let mut model = Decoder::new(&mut ops, &shape, tokens, weights, 1, recompute).unwrap();
             // weights, gradients and two moments
             let parameters = 4 * places.layout.elements();
             let elements = parameters + model.transient().iter().map(|buffer| buffer.len()).sum::<usize>();
-            let planned = crate::model::MemoryPlan::on_cpu(&shape, config.batch, config.context, recompute);
+            let planned = MemoryPlan::on_cpu(&shape, MemoryDemand { recompute, ..config.memory_demand(1) });
             close("planned bytes", planned.total_bytes.0 as f64, (4 * elements) as f64, 0.0, 0.01);
         }
     }
@@ -512,7 +530,8 @@ mod tests {
         let tokens = Sequences { batch: config.batch, context: config.context };
         let mut ops = Cpu::new(2).unwrap();
         let places = Arc::new(Places::of(&config));
-        let mut model = Decoder::new(&mut ops, &config.shape, tokens, &places, 1, recompute).unwrap();
+        let weights = Weights::zeros(&mut ops, &places).unwrap();
+        let mut model = Decoder::new(&mut ops, &config.shape, tokens, weights, 1, recompute).unwrap();
         let mut weights = Vec::new();
         for (stream, parameter) in (0..).zip(&places.parameters) {
             let mut values = vec![0.0; parameter.elements()];
@@ -522,8 +541,8 @@ mod tests {
         }
         let mut batch = Batch::new(tokens);
         Data::open(&config, DataShare { rank: 0, world: 1 }).unwrap().fill(0, 0, &mut batch).unwrap();
-        let buckets = gradient_bucket_lengths(&config).unwrap().into_iter().map(Floats::zeros).collect();
-        let mut gradients = Gradients::<Cpu>::new(&places, buckets, Reducer::none());
+        let buckets = exchanged_lengths(&config, 1).unwrap().into_iter().map(Floats::zeros).collect();
+        let mut gradients = Gradients::<Cpu>::new(&places, buckets, Reducer::none(), (Shard::WHOLE, None));
         let index = |role| places.parameters.iter().position(|parameter| parameter.role == role).unwrap();
         let loss = |weights: &[Vec<f64>]| {
             let weight = |role| weights[index(role)].as_slice();

@@ -10,6 +10,8 @@ use crate::comm::CommError;
 use crate::device::cuda::CudaError;
 use crate::units::{Bytes, Seconds};
 
+use super::ops::Ops;
+
 /// Why a training could not begin or go on.
 #[derive(Debug, Error)]
 pub enum TrainError {
@@ -140,6 +142,17 @@ pub enum ExchangeError {
     /// An earlier exchange failed and took gradients with it.
     #[error("an earlier exchange failed, and its gradients are lost")]
     Lost,
+}
+
+/// Why ranks could not add up what they know of their parts.
+#[derive(Debug, Error)]
+pub enum ShareError<O: Ops> {
+    /// The device failed.
+    #[error(transparent)]
+    Device(O::Error),
+    /// The exchange failed.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
 }
 
 /// Why tokens could not be read.

@@ -33,5 +33,5 @@ pub use error::{DataError, ExchangeError, TrainError};
 pub use ops::Ops;
 pub use optimizer::AdamW;
 pub use reducer::{Moments, Reducer};
-pub use trainer::{StepRecord, Trainer, gradient_bucket_lengths};
+pub use trainer::{StepRecord, Trainer, exchanged_lengths};
 pub use training::Training;

@@ -163,7 +163,10 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stretch {
     /// From tokens to logits and the loss.
-    Forward,
+    Forward {
+        /// Whether it is cut where it comes to another bucket of weights, to wait for that.
+        cut: bool,
+    },
     /// From the logits' gradient to those of all weights.
     Backward {
         /// What happens to earlier gradients.
@@ -180,7 +183,12 @@ pub struct Totals {
     pub loss: f64,
     /// Sum of the squares of the summed gradient.
     pub squares: f64,
+    /// Sum of the parameters' checksums, modulo 2⁶⁴; 0 where none was taken.
+    pub checksum: u64,
 }
+
+/// Elements that a rank has in the buffer of [`Ops::norms`]: a chunk of its own.
+pub const NORM_ROOM: usize = 16;
 
 /// Added to the mean square before its root is taken, as Llama does.
 pub const NORM_EPSILON: f32 = 1e-5;
@@ -286,6 +294,13 @@ pub trait Ops {
     /// # Errors
     /// The device failed.
     fn wait(&mut self, mark: &Self::Mark) -> Result<(), Self::Error>;
+
+    /// What the device is asked for from here on waits until it has passed `mark`, which may stand beside the order of this
+    /// work.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn follow(&mut self, mark: &Self::Mark) -> Result<(), Self::Error>;
 
     /// Time from one point to a later one; waits for it.
     ///
@@ -549,7 +564,37 @@ pub trait Ops {
     ///
     /// # Errors
     /// The device failed.
-    fn add_squares(&mut self, gradients: &Self::Buf) -> Result<(), Self::Error>;
+    fn add_squares(&mut self, gradients: Self::View<'_>) -> Result<(), Self::Error>;
+
+    /// Where ranks say what their squares sum to: [`NORM_ROOM`] elements for each of `world`, all zero.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    fn norms(&mut self, world: usize) -> Result<Self::Buf, Self::Error>;
+
+    /// Writes the sum of the squares so far to the place of `rank` in `norms`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn put_squares(&mut self, norms: &mut Self::Buf, rank: usize) -> Result<(), Self::Error>;
+
+    /// Replaces the sum of the squares by that of all places of `norms`, in one order.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn take_squares(&mut self, norms: &Self::Buf) -> Result<(), Self::Error>;
+
+    /// Adds `Σ bits · (2·place + 1)`, modulo 2⁶⁴, over weights, as [`Ops::master`] has them, to the checksum of the step;
+    /// places count from `first`. It changes with any one weight, and is the same in whatever order it is taken.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn add_checksum(
+        &mut self,
+        weights: Self::View<'_>,
+        rest: Option<Self::View<'_>>,
+        first: usize,
+    ) -> Result<(), Self::Error>;
 
     /// Sends the totals to the host.
     ///
@@ -563,49 +608,54 @@ pub trait Ops {
     /// The device failed.
     fn totals(&mut self, outcome: Self::Outcome) -> Result<Totals, Self::Error>;
 
-    /// What AdamW keeps for a bucket of `len` weights: moments of zero. `gains` are the ranges that no decay touches.
+    /// What AdamW keeps for `len` weights of a bucket: moments of zero. `gains` are the ranges that no decay touches.
     ///
     /// # Errors
     /// The device has no memory left.
     fn state(&mut self, len: usize, gains: Vec<Range<usize>>) -> Result<Self::State, Self::Error>;
 
     /// `g = gradient · scale`, `m = β₁m + (1 − β₁)g`, `v = β₂v + (1 − β₂)g²`,
-    /// `weight = weight·(1 − ηλ) − η · (m / bias₁) / (√(v / bias₂) + ε)` for a whole bucket, with the scale of
-    /// [`AdamWUpdate::gradient_scale`] from the totals of the step.
+    /// `weight = weight·(1 − ηλ) − η · (m / bias₁) / (√(v / bias₂) + ε)` for the weights that `state` is of, with the scale
+    /// of [`AdamWUpdate::gradient_scale`] from the totals of the step.
     ///
     /// # Errors
     /// The device failed.
     fn adamw(
         &mut self,
         update: &AdamWUpdate,
-        weights: &mut Self::Buf,
+        weights: Self::ViewMut<'_>,
         state: &mut Self::State,
-        gradients: &Self::Buf,
+        gradients: Self::View<'_>,
     ) -> Result<(), Self::Error>;
 
-    /// Copies weights as AdamW keeps them, in `f32`, into `host`: those of `range`, of the same length.
+    /// What AdamW keeps of the weights of `range` beyond the working precision, in as many elements of it; none where there
+    /// is nothing beyond it.
+    fn rest(state: &Self::State, range: Range<usize>) -> Option<Self::View<'_>>;
+
+    /// Copies a part of a buffer to another of the same length, bit by bit.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn copy(&mut self, dst: Self::ViewMut<'_>, src: Self::View<'_>) -> Result<(), Self::Error>;
+
+    /// Copies weights as AdamW keeps them, in `f32`, into `host`, of the same length. Without `rest` they are what the
+    /// working precision holds.
     ///
     /// # Errors
     /// The device failed.
     fn master(
         &mut self,
         host: &mut [f32],
-        weights: &Self::Buf,
-        state: &Self::State,
-        range: Range<usize>,
+        weights: Self::View<'_>,
+        rest: Option<Self::View<'_>>,
     ) -> Result<(), Self::Error>;
 
-    /// What stands for the weights of `range` in a hash: all their bits, or a number of 64 bits that changes with each
-    /// of them and with its place.
+    /// What stands for weights, as [`Ops::master`] has them, in a hash: all their bits, or a number of 64 bits that changes
+    /// with each of them and with its place.
     ///
     /// # Errors
     /// The device failed.
-    fn fingerprint(
-        &mut self,
-        weights: &Self::Buf,
-        state: &Self::State,
-        range: Range<usize>,
-    ) -> Result<Vec<u8>, Self::Error>;
+    fn fingerprint(&mut self, weights: Self::View<'_>, rest: Option<Self::View<'_>>) -> Result<Vec<u8>, Self::Error>;
 }
 
 /// What attention keeps for its backward pass.

@@ -1,25 +1,27 @@
-//! Sums gradient buckets over ranks while the backward pass goes on: on a thread of its own, or in the order of the
-//! device's own work.
+//! Exchanges buckets between ranks while the device computes: on a thread of its own, or in the order of the device's own
+//! work.
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use crate::comm::{CommError, Communicator};
+use crate::comm::{CommError, Communicator, Shard};
 use crate::device::Clock;
-use crate::record;
+use crate::record::{self, Collective, TrainConfig};
 use crate::units::{Bytes, Seconds};
 
+use super::buckets::Weights;
 use super::cpu::Cpu;
 use super::error::{ExchangeError, TrainError};
 use super::ops::Ops;
 
-/// Takes gradient buckets as they fill and gives them back summed over all ranks.
+/// Takes buckets as they fill and gives them back exchanged with all ranks.
 ///
 /// A bucket is owned by one side at a time: it moves to the thread of the communicator and back.
 #[derive(Debug)]
 pub struct Reducer<O: Ops = Cpu> {
-    world: usize,
+    /// This rank among those that exchange.
+    place: Shard,
     route: Route<O>,
     away: usize,
 }
@@ -31,26 +33,32 @@ enum Route<O: Ops> {
     Threaded(Exchange<O::Buf>),
     Queued {
         queue: O::Queue,
-        reduced: Vec<(usize, O::Buf, Option<Marks<O>>)>,
+        reduced: Vec<(usize, O::Buf, Option<Timed<O>>)>,
     },
 }
 
-/// Where on a device a bucket was ready, where its sum began, and where it ended.
+/// Where on a device a bucket was ready, where its exchange began, and where it ended.
 pub(super) type Marks<O> = [<O as Ops>::Mark; 3];
 
 /// An exchange that a device does in the order of its own work, so that nobody on the host waits for it.
 pub trait Queue<O: Ops + ?Sized>: fmt::Debug {
-    /// Ranks over which it sums.
-    fn world(&self) -> usize;
+    /// This rank among those that exchange.
+    fn place(&self) -> Shard;
 
-    /// Sums `bucket` over all ranks, after what the device was asked for so far and beside what it is asked for next. If
-    /// `timed`, marks where the bucket was ready, where its sum began, and where it ended.
+    /// Exchanges `bucket` with all ranks, after what the device was asked for so far and beside what it is asked for next.
+    /// If `timed`, marks where the bucket was ready and where its exchange began.
     ///
     /// # Errors
     /// The exchange failed or was broken off.
-    fn reduce(&mut self, ops: &mut O, bucket: &mut O::Buf, timed: bool) -> Result<Option<Marks<O>>, ExchangeError>;
+    fn exchange(
+        &mut self,
+        ops: &mut O,
+        bucket: &mut O::Buf,
+        collective: Collective,
+        timed: bool,
+    ) -> Result<Asked<O>, ExchangeError>;
 
-    /// What the device is asked for from here on waits for all sums.
+    /// What the device is asked for from here on waits for all exchanges.
     ///
     /// # Errors
     /// The device failed.
@@ -61,6 +69,22 @@ pub trait Queue<O: Ops + ?Sized>: fmt::Debug {
     /// # Errors
     /// The exchange failed, was broken off, or did not end within its limit; it is ended then.
     fn wait(&mut self, mark: &O::Mark) -> Result<(), ExchangeError>;
+}
+
+/// An exchange that a device was asked for.
+#[derive(Debug)]
+pub struct Asked<O: Ops + ?Sized> {
+    /// Where the bucket was ready, and where the exchange began, if that was wanted.
+    pub(super) begin: Option<[O::Mark; 2]>,
+    /// Where it ends.
+    pub(super) end: O::Mark,
+}
+
+impl<O: Ops> Asked<O> {
+    fn timed(self, index: usize, collective: Collective) -> Option<Timed<O>> {
+        let [ready, start] = self.begin?;
+        Some(Timed::Device(index, collective, [ready, start, self.end]))
+    }
 }
 
 /// The thread that owns the communicator, and the two queues that lead to it and back. Neither grows beyond the
@@ -77,6 +101,7 @@ struct Exchange<B> {
 struct Job<B> {
     index: usize,
     bucket: B,
+    collective: Collective,
     ready_s: Seconds,
     clock: Clock,
 }
@@ -89,25 +114,27 @@ struct Reduced<B> {
     moments: Moments,
 }
 
-/// When a bucket was full, and when its reduction began and ended, since the epoch of the step's clock.
+/// When a bucket was full, and when its exchange began and ended, since the epoch of the step's clock.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Moments {
     /// The bucket.
     pub index: usize,
-    /// Its last gradient was written.
+    /// Its last gradient or weight was written.
     pub ready_s: Seconds,
-    /// Its reduction began.
+    /// Its exchange began.
     pub start_s: Seconds,
-    /// Its reduction ended.
+    /// Its exchange ended.
     pub end_s: Seconds,
+    /// What was done with it.
+    pub collective: Collective,
 }
 
 impl Moments {
     /// The line for the rank file of a bucket of `bytes` in `step`.
     #[must_use]
     pub fn record(&self, step: usize, bytes: Bytes) -> record::Bucket {
-        let Self { index, ready_s, start_s, end_s } = *self;
-        record::Bucket { step, index, bytes, ready_s, start_s, end_s }
+        let Self { index, ready_s, start_s, end_s, collective } = *self;
+        record::Bucket { step, index, bytes, ready_s, start_s, end_s, collective }
     }
 }
 
@@ -116,15 +143,15 @@ impl Moments {
 pub enum Timed<O: Ops> {
     /// The host's.
     Host(Moments),
-    /// The device's: the bucket, and where it was ready, began and ended.
-    Device(usize, Marks<O>),
+    /// The device's: the bucket, what was done with it, and where it was ready, began and ended.
+    Device(usize, Collective, Marks<O>),
 }
 
 impl<O: Ops> Reducer<O> {
     /// No exchange: a rank alone, or ranks together that do not talk.
     #[must_use]
     pub fn none() -> Self {
-        Self { world: 1, route: Route::Local(Vec::new()), away: 0 }
+        Self { place: Shard::WHOLE, route: Route::Local(Vec::new()), away: 0 }
     }
 
     /// Exchanges through `communicator`, which moves to a thread of its own.
@@ -132,7 +159,7 @@ impl<O: Ops> Reducer<O> {
     /// # Errors
     /// The system refused to start the thread.
     pub fn threaded(communicator: impl Communicator<Buf = O::Buf> + Send + 'static) -> Result<Self, TrainError> {
-        let world = communicator.world();
+        let place = Shard { rank: communicator.rank(), world: communicator.world() };
         let (jobs, inbox) = channel();
         let (outbox, results) = channel();
         let thread = thread::Builder::new()
@@ -140,19 +167,25 @@ impl<O: Ops> Reducer<O> {
             .spawn(move || exchange(communicator, &inbox, &outbox))
             .map_err(|source| TrainError::ReducerStart { source })?;
         let exchange = Exchange { jobs: Some(jobs), results, thread: Some(thread) };
-        Ok(Self { world, route: Route::Threaded(exchange), away: 0 })
+        Ok(Self { place, route: Route::Threaded(exchange), away: 0 })
     }
 
     /// Exchanges in the order of the device's work.
     #[must_use]
     pub fn queued(queue: O::Queue) -> Self {
-        Self { world: queue.world(), route: Route::Queued { queue, reduced: Vec::new() }, away: 0 }
+        Self { place: queue.place(), route: Route::Queued { queue, reduced: Vec::new() }, away: 0 }
     }
 
     /// Ranks over which gradients are summed.
     #[must_use]
     pub fn world(&self) -> usize {
-        self.world
+        self.place.world
+    }
+
+    /// The part of every bucket whose optimizer's state this rank keeps.
+    #[must_use]
+    pub fn shard(&self, config: &TrainConfig) -> Shard {
+        if config.shares_state(self.place.world) { self.place } else { Shard::WHOLE }
     }
 
     /// What handing a bucket over means for the order of the device's work.
@@ -165,15 +198,15 @@ impl<O: Ops> Reducer<O> {
         }
     }
 
-    /// Takes bucket `index`, whose last gradient has been written. The same order on every rank.
+    /// Takes bucket `index`, whose last element has been written. The same order on every rank.
     ///
     /// # Errors
     /// The exchange failed or was broken off; the bucket is lost then.
     pub(super) fn launch(
         &mut self,
         ops: &mut O,
-        index: usize,
-        mut bucket: O::Buf,
+        (index, mut bucket): (usize, O::Buf),
+        collective: Collective,
         clock: &Clock,
         timed: bool,
     ) -> Result<(), ExchangeError> {
@@ -181,16 +214,39 @@ impl<O: Ops> Reducer<O> {
         match &mut self.route {
             Route::Local(kept) => kept.push((index, bucket)),
             Route::Queued { queue, reduced } => {
-                let marks = queue.reduce(ops, &mut bucket, timed)?;
-                reduced.push((index, bucket, marks));
+                let asked = queue.exchange(ops, &mut bucket, collective, timed)?;
+                reduced.push((index, bucket, asked.timed(index, collective)));
             }
             Route::Threaded(exchange) => {
-                let job = Job { index, bucket, ready_s: clock.now(), clock: *clock };
+                let job = Job { index, bucket, collective, ready_s: clock.now(), clock: *clock };
                 // if the thread has ended, `finish` says so: it waits for one more result than will come
                 let _ended = exchange.jobs.as_ref().map(|jobs| jobs.send(job));
             }
         }
         Ok(())
+    }
+
+    /// Gathers bucket `index` of the weights, of which this rank has updated its part: where the exchange is queued, it is
+    /// noted there where it arrives; else the bucket is away until [`Reducer::finish`].
+    ///
+    /// # Errors
+    /// The exchange failed or was broken off.
+    pub(super) fn spread(
+        &mut self,
+        ops: &mut O,
+        index: usize,
+        weights: &mut Weights<O>,
+        clock: &Clock,
+        timed: bool,
+    ) -> Result<Option<Timed<O>>, ExchangeError> {
+        if let Route::Queued { queue, .. } = &mut self.route {
+            let asked = queue.exchange(ops, weights.bucket_mut(index), Collective::AllGather, timed)?;
+            weights.arrives(index, asked.end.clone());
+            return Ok(asked.timed(index, Collective::AllGather));
+        }
+        let bucket = weights.take(index);
+        self.launch(ops, (index, bucket), Collective::AllGather, clock, timed)?;
+        Ok(None)
     }
 
     /// Waits until every bucket is back and gives each to `put`, with its moments where there was an exchange. Where the
@@ -211,7 +267,7 @@ impl<O: Ops> Reducer<O> {
             Route::Queued { queue, reduced } => {
                 queue.join(ops)?;
                 for (index, bucket, marks) in reduced.drain(..) {
-                    put(index, bucket, marks.map(|marks| Timed::Device(index, marks)));
+                    put(index, bucket, marks);
                 }
             }
             Route::Threaded(exchange) => {
@@ -250,19 +306,24 @@ pub(super) enum HandingOver {
     Cuts,
 }
 
-/// The life of the thread: reduces what comes until the reducer is dropped or the communicator fails. Its limits are
+/// The life of the thread: exchanges what comes until the reducer is dropped or the communicator fails. Its limits are
 /// those of the communicator.
 fn exchange<C: Communicator>(
     mut communicator: C,
     inbox: &Receiver<Job<C::Buf>>,
     outbox: &Sender<Result<Reduced<C::Buf>, CommError>>,
 ) {
-    for Job { index, mut bucket, ready_s, clock } in inbox {
+    for Job { index, mut bucket, collective, ready_s, clock } in inbox {
         let start_s = clock.now();
-        let summed = communicator.all_reduce_sum(&mut [&mut bucket]).and_then(|()| communicator.wait());
-        let moments = Moments { index, ready_s, start_s, end_s: clock.now() };
-        let failed = summed.is_err();
-        let unheard = outbox.send(summed.map(|()| Reduced { index, bucket, moments })).is_err();
+        let asked = match collective {
+            Collective::AllReduce => communicator.all_reduce_sum(&mut [&mut bucket]),
+            Collective::ReduceScatter => communicator.reduce_scatter_sum(&mut [&mut bucket]),
+            Collective::AllGather => communicator.all_gather(&mut [&mut bucket]),
+        };
+        let done = asked.and_then(|()| communicator.wait());
+        let moments = Moments { index, ready_s, start_s, end_s: clock.now(), collective };
+        let failed = done.is_err();
+        let unheard = outbox.send(done.map(|()| Reduced { index, bucket, moments })).is_err();
         if failed || unheard {
             return;
         }

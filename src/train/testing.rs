@@ -1,14 +1,12 @@
 //! What several tests of this room share: a tiny configuration and ranks that are threads.
 
-use std::sync::{Arc, Barrier, Mutex};
-
-use crate::comm::{CommError, Communicator};
+use crate::comm::{CommError, Communicator, Shm};
 use crate::device::{Clock, Floats};
 use crate::model::Shape;
 use crate::record::{DataSource, Precision, TrainConfig};
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 
-use super::{DataShare, Reducer, StepRecord, Trainer, gradient_bucket_lengths};
+use super::{DataShare, Reducer, StepRecord, Trainer, exchanged_lengths};
 
 /// The one tolerance rule: `|a − b| <= abs + rel · |b|`, named in the message when it does not hold.
 #[track_caller]
@@ -35,7 +33,10 @@ pub(super) fn tiny() -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: Bytes(6000),
         first_bucket_bytes: Bytes(1000),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 2,
+        checksum_every: 2,
     }
 }
 
@@ -46,13 +47,26 @@ pub(super) fn alone(config: &TrainConfig) -> Trainer {
 
 /// A trainer whose gradient buckets begin as NaN.
 pub(super) fn trainer(config: &TrainConfig, share: DataShare, threads: usize, reducer: Reducer) -> Trainer {
-    let poisoned = |len| {
-        let mut floats = Floats::zeros(len);
-        floats.fill(f32::NAN);
-        floats
-    };
-    let buckets = gradient_bucket_lengths(config).unwrap().into_iter().map(poisoned).collect();
+    let mut buckets: Vec<Floats> = exchanged_lengths(config, 1).unwrap().into_iter().map(Floats::zeros).collect();
+    buckets.iter_mut().for_each(|bucket| bucket.fill(f32::NAN));
     Trainer::new(config, share, threads, reducer, buckets).unwrap()
+}
+
+/// Runs `role` as each of `world` ranks, in threads of this process that sum in shared memory; what each gave.
+pub(super) fn ranks<T: Send>(config: &TrainConfig, world: usize, role: impl Fn(usize, Trainer) -> T + Sync) -> Vec<T> {
+    let lengths = exchanged_lengths(config, world).unwrap();
+    let memory = Shm::create(world, &lengths).unwrap();
+    let rank = |rank| {
+        let (shm, mut buckets) = Shm::join(memory.raw_fd(), rank, world, &lengths, Seconds(60.0)).unwrap();
+        buckets.iter_mut().for_each(|bucket| bucket.fill(f32::NAN));
+        let reducer = Reducer::threaded(shm).unwrap();
+        role(rank, Trainer::new(config, DataShare { rank, world }, 1, reducer, buckets).unwrap())
+    };
+    let rank = &rank;
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..world).map(|number| scope.spawn(move || rank(number))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
 }
 
 /// Steps until `config.steps` are done.
@@ -61,60 +75,35 @@ pub(super) fn run(trainer: &mut Trainer, config: &TrainConfig) -> Vec<StepRecord
     (0..config.steps).map(|_| trainer.step(&clock).unwrap()).collect()
 }
 
-/// Ranks of one training as threads of one process; sums in the order of ranks.
-#[derive(Debug, Clone)]
-pub(super) struct Threads {
-    rank: usize,
-    world: usize,
-    shared: Arc<Shared>,
-    /// The reduction, from 0, at which this rank pretends that its peer died.
-    pub(super) fails_at: Option<usize>,
-    done: usize,
-}
-
+/// A rank alone whose peer is said to have died at sum number `fails_at`, from 0.
 #[derive(Debug)]
-struct Shared {
-    contributions: Mutex<Vec<Vec<f32>>>,
-    barrier: Barrier,
+pub(super) struct Failing {
+    pub(super) fails_at: usize,
 }
 
-impl Threads {
-    /// The communicators of `world` ranks.
-    pub(super) fn ranks(world: usize) -> Vec<Self> {
-        let shared =
-            Arc::new(Shared { contributions: Mutex::new(vec![Vec::new(); world]), barrier: Barrier::new(world) });
-        (0..world).map(|rank| Self { rank, world, shared: Arc::clone(&shared), fails_at: None, done: 0 }).collect()
-    }
-}
-
-impl Communicator for Threads {
+impl Communicator for Failing {
     type Buf = Floats;
 
     fn rank(&self) -> usize {
-        self.rank
+        0
     }
 
     fn world(&self) -> usize {
-        self.world
+        1
     }
 
-    fn all_reduce_sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
-        if self.fails_at == Some(self.done) {
-            return Err(CommError::PeerDied { rank: self.rank, peer: (self.rank + 1) % self.world });
-        }
-        self.done += 1;
-        for buffer in buffers {
-            self.shared.contributions.lock().unwrap()[self.rank] = buffer.to_vec();
-            self.shared.barrier.wait();
-            {
-                let contributions = self.shared.contributions.lock().unwrap();
-                for (index, sum) in buffer.iter_mut().enumerate() {
-                    *sum = contributions.iter().map(|rank| rank[index]).sum();
-                }
-            }
-            self.shared.barrier.wait();
-        }
+    fn all_reduce_sum(&mut self, _buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        let left = self.fails_at.checked_sub(1);
+        self.fails_at = left.ok_or(CommError::PeerDied { rank: 0, peer: 0 })?;
         Ok(())
+    }
+
+    fn reduce_scatter_sum(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        self.all_reduce_sum(buffers)
+    }
+
+    fn all_gather(&mut self, buffers: &mut [&mut Floats]) -> Result<(), CommError> {
+        self.all_reduce_sum(buffers)
     }
 
     fn wait(&mut self) -> Result<(), CommError> {
@@ -122,7 +111,6 @@ impl Communicator for Threads {
     }
 
     fn barrier(&mut self) -> Result<(), CommError> {
-        self.shared.barrier.wait();
         Ok(())
     }
 }

@@ -1,26 +1,24 @@
 //! The training as a whole: it learns, it repeats bit for bit, and N ranks do what one rank would.
 
-use super::testing::{Threads, alone, close, run, tiny, trainer};
+use super::testing::{self, Failing, alone, close, run, tiny, trainer};
 use super::{DataShare, ExchangeError, Reducer, StepRecord, TrainError, Trainer};
 use crate::comm::CommError;
 use crate::device::Clock;
-use crate::record::{DataSource, TrainConfig};
+use crate::model::Role;
+use crate::record::{Collective, DataSource, TrainConfig};
 
 fn mean_loss(steps: &[StepRecord]) -> f64 {
     steps.iter().map(|record| record.step.loss).sum::<f64>() / steps.len() as f64
 }
 
-/// Runs `world` ranks as threads; each rank's steps and the hash of its weights.
-fn ranks(config: &TrainConfig, world: usize) -> Vec<(Vec<StepRecord>, String)> {
-    let run_rank = |communicator: Threads| {
-        let share = DataShare { rank: crate::comm::Communicator::rank(&communicator), world };
-        let mut trainer = trainer(config, share, 1, Reducer::threaded(communicator).unwrap());
+/// The steps of one rank and the hash of its weights.
+type Trained = (Vec<StepRecord>, String);
+
+/// Runs `world` ranks.
+fn ranks(config: &TrainConfig, world: usize) -> Vec<Trained> {
+    testing::ranks(config, world, |_, mut trainer| {
         let steps = run(&mut trainer, config);
         (steps, trainer.parameters_sha256().unwrap())
-    };
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = Threads::ranks(world).into_iter().map(|rank| scope.spawn(move || run_rank(rank))).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
 
@@ -99,6 +97,8 @@ fn ranks_equal_one_rank_with_all_their_batches_and_each_other_bit_for_bit() {
             assert_eq!(steps.len(), config.steps);
             for (step, first) in steps.iter().zip(&ranks[0].0) {
                 assert_eq!(step.step.grad_norm.to_bits(), first.step.grad_norm.to_bits());
+                assert_eq!(step.step.checksum.is_some(), step.step.index % 2 == 1);
+                assert_eq!(step.step.checksum, first.step.checksum);
             }
         }
         for (index, whole) in whole.iter().enumerate() {
@@ -109,10 +109,96 @@ fn ranks_equal_one_rank_with_all_their_batches_and_each_other_bit_for_bit() {
     }
 }
 
+/// Ranks that share the optimizer's state sum the same gradients and update the same weights: without clipping to the bit.
+/// With it the norm is added up from other parts, and may be another in its last bits.
+#[test]
+fn ranks_that_share_the_state_of_the_optimizer_train_as_ranks_that_do_not() {
+    let steps = |ranks: &[Trained]| ranks[0].0.iter().map(|record| record.step.clone()).collect::<Vec<_>>();
+    for (world, clip_norm) in [(2, None), (3, None), (2, Some(0.5)), (4, Some(0.5))] {
+        let config = TrainConfig { clip_norm, accumulate: 2, ..tiny() };
+        let (whole, shared) = (ranks(&config, world), ranks(&TrainConfig { zero: 1, ..config }, world));
+        for (_, hash) in &shared {
+            assert_eq!(*hash, shared[0].1, "ranks hold different weights");
+        }
+        if clip_norm.is_none() {
+            assert_eq!(shared[0].1, whole[0].1, "{world} ranks hold the weights that they hold without sharing");
+        }
+        for (shared, whole) in steps(&shared).iter().zip(steps(&whole)) {
+            if clip_norm.is_none() {
+                assert_eq!((shared.loss.to_bits(), &shared.checksum), (whole.loss.to_bits(), &whole.checksum));
+            }
+            close("loss", shared.loss, whole.loss, 0.0, 1e-5);
+            close("gradient norm", shared.grad_norm, whole.grad_norm, 0.0, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn ranks_that_share_the_state_keep_a_part_each_and_exchange_gradients_and_weights() {
+    let config = TrainConfig { zero: 1, ..tiny() };
+    let buckets = super::Places::of(&config).lengths().len();
+    let elements = config.shape.parameter_count() as usize;
+    let kept = testing::ranks(&config, 3, |_, mut trainer| {
+        let steps = run(&mut trainer, &config);
+        for StepRecord { step, buckets: events } in &steps[..3] {
+            let count = |collective| events.iter().filter(|event| event.collective == collective).count();
+            let wanted = if step.index % 2 == 0 { buckets } else { 0 };
+            assert_eq!([Collective::ReduceScatter, Collective::AllGather].map(count), [wanted; 2]);
+            assert!(events.iter().all(|event| event.end_s <= step.start_s + step.step_s));
+        }
+        assert!(steps.iter().all(|record| 0.0 < record.step.exposed_s.0), "weights come before the next step");
+        trainer.complete().unwrap();
+        let weights = trainer.weight(Role::Head).unwrap();
+        (trainer.adamw.states.iter().map(|state| state.m.len()).sum::<usize>(), weights)
+    });
+    let total: usize = kept.iter().map(|(moments, _)| moments).sum();
+    assert_eq!(total, elements, "each moment is kept by one rank");
+    assert!(kept.iter().all(|(moments, weights)| *moments < elements / 2 && *weights == kept[0].1));
+}
+
+#[test]
+fn a_rank_whose_peers_are_gone_when_weights_are_gathered_says_so_and_can_still_be_read() {
+    let config = TrainConfig { zero: 1, ..tiny() };
+    let ends = testing::ranks(&config, 2, |rank, mut trainer| {
+        let clock = Clock::starting_now();
+        let first = trainer.step(&clock);
+        if rank == 1 {
+            return None;
+        }
+        first.unwrap();
+        let error = trainer.step(&clock).unwrap_err();
+        trainer.parameters_sha256().unwrap();
+        Some(error)
+    });
+    let error = ends.into_iter().flatten().next().expect("rank 0 fails");
+    let TrainError::Exchange { step: 1, source: ExchangeError::Comm(CommError::PeerLeft { peer: 1, .. }) } = &error
+    else {
+        panic!("{error:?}");
+    };
+}
+
+#[test]
+fn a_weight_that_one_rank_alone_changes_shows_in_the_next_checksum() {
+    let config = TrainConfig { steps: 6, ..tiny() };
+    let ranks = testing::ranks(&config, 2, |rank, mut trainer| {
+        let clock = Clock::starting_now();
+        let step = |trainer: &mut Trainer| trainer.step(&clock).unwrap().step;
+        let mut steps = vec![step(&mut trainer), step(&mut trainer), step(&mut trainer)];
+        if rank == 1 {
+            let weight = &mut trainer.model.weights.bucket_mut(2)[7];
+            *weight = f32::from_bits(weight.to_bits() ^ 1);
+        }
+        steps.extend((3..6).map(|_| step(&mut trainer)));
+        steps
+    });
+    let alike = |step: usize| ranks[0][step].checksum == ranks[1][step].checksum;
+    assert_eq!((alike(1), alike(3)), (true, false));
+}
+
 #[test]
 fn sampled_steps_carry_every_bucket_in_order() {
     let config = tiny();
-    let lengths = super::gradient_bucket_lengths(&config).unwrap();
+    let lengths = super::exchanged_lengths(&config, 1).unwrap();
     assert!(lengths.len() > 3);
     let (steps, _) = ranks(&config, 2).remove(0);
     for StepRecord { step, buckets } in steps {
@@ -149,8 +235,7 @@ fn the_phases_of_a_step_lie_within_it_and_steps_follow_one_another() {
 #[test]
 fn a_failed_exchange_ends_the_step_with_its_cause() {
     let config = tiny();
-    let mut communicator = Threads::ranks(1).remove(0);
-    communicator.fails_at = Some(super::gradient_bucket_lengths(&config).unwrap().len() + 1);
+    let communicator = Failing { fails_at: super::exchanged_lengths(&config, 1).unwrap().len() + 1 };
     let share = DataShare { rank: 0, world: 1 };
     let mut trainer = trainer(&config, share, 1, Reducer::threaded(communicator).unwrap());
     let clock = Clock::starting_now();

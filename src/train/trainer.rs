@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::comm::Shard;
 use crate::device::{Clock, Floats, host_memory};
 use crate::model::Role;
-use crate::record::{self, Device, TrainConfig};
+use crate::record::{self, Collective, Device, TrainConfig};
 use crate::units::{Bytes, Seconds, Tokens};
 
-use super::buckets::{Gradients, Pass, Places};
+use super::buckets::{Gradients, Pass, Places, Weights};
 use super::check::{check, fits_host};
 use super::cpu::Cpu;
 use super::data::{Batch, Data, DataShare};
 use super::decoder::Decoder;
-use super::error::{ExchangeError, TrainError};
-use super::ops::{self, Ops, Write};
+use super::error::{ExchangeError, ShareError, TrainError};
+use super::ops::{self, NORM_ROOM, Ops, Write};
 use super::optimizer::AdamW;
 use super::reducer::{Moments, Reducer, Timed};
 
@@ -29,7 +30,7 @@ pub struct Trainer<O: Ops = Cpu> {
     batch: Batch,
     pub(super) model: Decoder<O>,
     pub(super) gradients: Gradients<O>,
-    adamw: AdamW<O>,
+    pub(super) adamw: AdamW<O>,
     index: usize,
     /// Steps that the device may not have finished.
     pending: VecDeque<Pending<O>>,
@@ -37,6 +38,8 @@ pub struct Trainer<O: Ops = Cpu> {
     ended: Option<O::Mark>,
     /// When the last step of which a record was made ended, on the host's monotonic clock.
     recorded: Seconds,
+    /// Whether gradients hold what other ranks keep of the weights.
+    complete: bool,
 }
 
 /// A step that the device was asked for.
@@ -75,18 +78,36 @@ pub struct StepRecord {
     pub buckets: Vec<record::Bucket>,
 }
 
-/// Elements of each gradient bucket under `config` on the CPU, in the order in which they fill: what [`Trainer::new`] takes.
+/// Elements of each buffer that `world` ranks exchange under `config` on the CPU: what [`Trainer::new`] takes. Gradient
+/// buckets in the order in which they fill; and where ranks share the optimizer's state, as many of weights, and what the
+/// norm of the gradient is added up in.
 ///
 /// # Errors
 /// The configuration cannot be trained.
-pub fn gradient_bucket_lengths(config: &TrainConfig) -> Result<Vec<usize>, TrainError> {
+pub fn exchanged_lengths(config: &TrainConfig, world: usize) -> Result<Vec<usize>, TrainError> {
     check(config, Device::Cpu)?;
-    Ok(Places::of(config).lengths())
+    let mut lengths = Places::of(config).lengths();
+    if config.shares_state(world) {
+        lengths.extend(lengths.clone());
+        lengths.push(world * NORM_ROOM);
+    }
+    Ok(lengths)
+}
+
+/// The memory of what ranks exchange.
+#[derive(Debug)]
+pub(super) struct Exchanged<O: Ops> {
+    /// A buffer for each bucket.
+    pub(super) gradients: Vec<O::Buf>,
+    /// The same, where ranks exchange weights too; else they lie wherever the device has room.
+    pub(super) weights: Option<Vec<O::Buf>>,
+    /// [`Ops::norms`], where each rank has the sum of a part of the gradients only.
+    pub(super) norms: Option<O::Buf>,
 }
 
 impl Trainer<Cpu> {
     /// A training that is ready for its first step, on `threads` threads that inherit the caller's affinity.
-    /// `gradient_buckets` have the lengths of [`gradient_bucket_lengths`]; their content is not read.
+    /// `exchanged` have the lengths of [`exchanged_lengths`] for the reducer's world; their content is not read.
     ///
     /// # Errors
     /// The configuration cannot be trained, the data cannot be read, or a thread cannot be started.
@@ -98,14 +119,18 @@ impl Trainer<Cpu> {
         share: DataShare,
         threads: usize,
         reducer: Reducer,
-        gradient_buckets: Vec<Floats>,
+        mut exchanged: Vec<Floats>,
     ) -> Result<Self, TrainError> {
-        check(config, Device::Cpu)?;
-        fits_host(config, share, host_memory())?;
+        let lengths = exchanged_lengths(config, reducer.world())?;
+        assert!(exchanged.iter().map(|buffer| buffer.len()).eq(lengths), "buffers of other lengths than are exchanged");
+        fits_host(config, share, reducer.world(), host_memory())?;
         let ops = Cpu::new(threads).map_err(|source| TrainError::Threads { threads, source })?;
-        let lengths: Vec<usize> = gradient_buckets.iter().map(|bucket| bucket.len()).collect();
-        assert_eq!(lengths, Places::of(config).lengths(), "gradient buckets of other lengths than the model's");
-        Self::on(ops, config, share, reducer, gradient_buckets)
+        let mut others = exchanged.split_off(Places::of(config).lengths().len());
+        let norms = others.pop();
+        let weights = (!others.is_empty()).then_some(others);
+        let shard = reducer.shard(config);
+        let memory = Exchanged { gradients: exchanged, weights, norms };
+        Self::on(ops, config, share, (reducer, shard), memory)
     }
 
     /// One step: reads its batch, computes gradients, exchanges them and updates the weights. Moments are taken on
@@ -125,30 +150,37 @@ impl Trainer<Cpu> {
 }
 
 impl<O: Ops> Trainer<O> {
-    /// A training on `ops` whose gradients lie in `gradient_buckets`.
+    /// A training on `ops` in `memory`, of whose optimizer's state this rank keeps `shard`.
     pub(super) fn on(
         mut ops: O,
         config: &TrainConfig,
         share: DataShare,
-        reducer: Reducer<O>,
-        gradient_buckets: Vec<O::Buf>,
+        (reducer, shard): (Reducer<O>, Shard),
+        memory: Exchanged<O>,
     ) -> Result<Self, TrainError> {
         let failed = device::<O>("make the model");
         let tokens = ops::Sequences { batch: config.batch, context: config.context };
         let places = Arc::new(Places::of(config));
-        let model = Decoder::new(&mut ops, &config.shape, tokens, &places, config.seed, config.recompute);
+        let Exchanged { gradients, weights, norms } = memory;
+        let mut weights = match weights {
+            Some(buckets) => Weights::new(&places, buckets),
+            None => Weights::zeros(&mut ops, &places).map_err(failed)?,
+        };
+        weights.cuts = norms.is_some();
+        let model = Decoder::new(&mut ops, &config.shape, tokens, weights, config.seed, config.recompute);
         Ok(Self {
             data: Data::open(config, share)?,
             batch: Batch::new(tokens),
             model: model.map_err(failed)?,
-            adamw: AdamW::new(&mut ops, config, &places).map_err(failed)?,
-            gradients: Gradients::new(&places, gradient_buckets, reducer),
+            adamw: AdamW::new(&mut ops, config, &places, shard).map_err(failed)?,
+            gradients: Gradients::new(&places, gradients, reducer, (shard, norms)),
             config: config.clone(),
             ops,
             index: 0,
             pending: VecDeque::new(),
             ended: None,
             recorded: Seconds(0.0),
+            complete: false,
         })
     }
 
@@ -164,7 +196,13 @@ impl<O: Ops> Trainer<O> {
         self.model.forward(&mut self.ops, &self.batch, 0.0).map_err(failed)?;
         self.gradients.begin(Pass { write: Write::Overwrite, last: false, timed: false }, &Clock::starting_now());
         self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
-        self.adamw.rehearse(&mut self.ops, &mut self.model.weights, &self.gradients).map_err(failed)?;
+        self.adamw.add_squares(&mut self.ops, &self.gradients).map_err(failed)?;
+        let update = self.adamw.rehearsal();
+        for bucket in 0..self.model.weights.places().layout.buckets.len() {
+            let Self { ops, model, gradients, adamw, .. } = self;
+            adamw.update(ops, &update, &mut model.weights, gradients, bucket).map_err(failed)?;
+        }
+        self.adamw.add_checksum(&mut self.ops, &self.model.weights).map_err(failed)?;
         let outcome = self.ops.outcome().map_err(failed)?;
         self.ops.totals(outcome).map_err(failed)?;
         Ok(())
@@ -190,6 +228,12 @@ impl<O: Ops> Trainer<O> {
         let Pending { index, begin, laps, outcome, moments, clock } = pending;
         if let Some((_, end)) = laps.last() {
             self.gradients.wait(end).map_err(|source| TrainError::Exchange { step: index, source })?;
+        }
+        for timed in &moments {
+            // weights arrive in the step after
+            if let Timed::Device(_, Collective::AllGather, [_, _, end]) = timed {
+                self.gradients.wait(end).map_err(|source| TrainError::Exchange { step: index, source })?;
+            }
         }
         let totals = self.ops.totals(outcome).map_err(failed)?;
         let loss = totals.loss;
@@ -218,6 +262,7 @@ impl<O: Ops> Trainer<O> {
             optimizer_s: spent[Phase::Update as usize],
             loss,
             grad_norm,
+            checksum: self.takes_checksum(index).then(|| format!("{:016x}", totals.checksum)),
         };
         let buckets = self.events(&step, &begin, &moments).map_err(failed)?;
         Ok(Some(StepRecord { step, buckets }))
@@ -266,14 +311,68 @@ impl<O: Ops> Trainer<O> {
         let exchanged = self.gradients.finish(&mut self.ops, &mut moments);
         exchanged.map_err(|source| TrainError::Exchange { step: self.index, source })?;
         self.lap(&mut laps, Phase::Exchange)?;
-        let mean = self.mean();
-        let updated = self.adamw.update(&mut self.ops, &mut self.model.weights, &self.gradients, mean);
-        updated.map_err(device::<O>("update the weights"))?;
+        self.update(&mut laps, &mut moments)?;
+        if self.takes_checksum(self.index) {
+            let whole = self.model.weights.follow_all(&mut self.ops);
+            whole.map_err(device::<O>("gather the weights"))?;
+            let summed = self.adamw.add_checksum(&mut self.ops, &self.model.weights);
+            summed.map_err(device::<O>("take the checksum of the weights"))?;
+        }
         let outcome = self.ops.outcome().map_err(device::<O>("update the weights"))?;
         self.lap(&mut laps, Phase::Update)?;
         self.ended = laps.last().map(|(_, mark)| mark.clone());
         self.pending.push_back(Pending { index: self.index, begin, laps, outcome, moments, clock: *clock });
         self.index += 1;
+        Ok(())
+    }
+
+    /// Updates the weights. Where ranks share the optimizer's state, each updates its part and all exchange parts: the norm
+    /// of the gradient first, then weights, those that the forward pass reads first before others.
+    fn update(&mut self, laps: &mut Vec<(Phase, O::Mark)>, moments: &mut Vec<Timed<O>>) -> Result<(), TrainError> {
+        let (failed, step) = (device::<O>("update the weights"), self.index);
+        let unheard = |source| TrainError::Exchange { step, source };
+        let shared = self.gradients.is_shared();
+        self.adamw.add_squares(&mut self.ops, &self.gradients).map_err(failed)?;
+        if shared {
+            self.lap(laps, Phase::Update)?;
+            self.gradients.share_squares(&mut self.ops).map_err(|error| match error {
+                ShareError::Device(source) => failed(source),
+                ShareError::Exchange(source) => unheard(source),
+            })?;
+            self.lap(laps, Phase::Exchange)?;
+        }
+        let update = self.adamw.begin_update(self.mean());
+        let Self { ops, model: Decoder { weights, .. }, gradients, adamw, .. } = self;
+        for bucket in (0..weights.places().layout.buckets.len()).rev() {
+            adamw.update(ops, &update, weights, gradients, bucket).map_err(failed)?;
+            gradients.spread(ops, weights, bucket, moments).map_err(unheard)?;
+        }
+        if shared {
+            self.lap(laps, Phase::Update)?;
+            let Self { ops, model: Decoder { weights, .. }, gradients, .. } = self;
+            gradients.gathered(ops, weights, moments).map_err(unheard)?;
+            self.lap(laps, Phase::Exchange)?;
+        }
+        Ok(())
+    }
+
+    /// Gathers what other ranks keep of the weights, so that [`Trainer::parameters_sha256`], [`Trainer::weight`] and a
+    /// checkpoint have them as the optimizer keeps them. All ranks call it, after the last step; gradients are lost.
+    ///
+    /// # Errors
+    /// The device or the exchange failed.
+    pub fn complete(&mut self) -> Result<(), TrainError> {
+        let Self { ops, gradients, adamw, .. } = self;
+        if !gradients.is_shared() || !adamw.keeps_rests() {
+            return Ok(());
+        }
+        for bucket in 0..self.model.weights.places().layout.buckets.len() {
+            adamw.put_rest(ops, gradients, bucket).map_err(device::<O>("gather the weights"))?;
+        }
+        gradients.gather(ops).map_err(|source| TrainError::Exchange { step: self.index, source })?;
+        let end = ops.mark().map_err(device::<O>("gather the weights"))?;
+        gradients.wait(&end).map_err(|source| TrainError::Exchange { step: self.index, source })?;
+        self.complete = true;
         Ok(())
     }
 
@@ -314,17 +413,21 @@ impl<O: Ops> Trainer<O> {
             return Ok(Vec::new());
         }
         let places = Arc::clone(self.model.weights.places());
-        let element = self.config.precision.element_bytes().0;
         let mut buckets = Vec::with_capacity(moments.len());
         for timed in moments {
             let moments = match timed {
                 Timed::Host(moments) => *moments,
-                Timed::Device(index, [ready, start, end]) => {
+                Timed::Device(index, collective, [ready, start, end]) => {
                     let mut at = |mark| Ok(step.start_s + self.ops.between(begin, mark)?);
-                    Moments { index: *index, ready_s: at(ready)?, start_s: at(start)?, end_s: at(end)? }
+                    let (ready_s, start_s, end_s) = (at(ready)?, at(start)?, at(end)?);
+                    Moments { index: *index, ready_s, start_s, end_s, collective: *collective }
                 }
             };
-            let bytes = Bytes(places.layout.buckets[moments.index].elements as u64 * element);
+            let element = match moments.collective {
+                Collective::AllGather => self.config.precision.element_bytes(),
+                Collective::AllReduce | Collective::ReduceScatter => self.config.reduced_bytes(),
+            };
+            let bytes = Bytes(places.layout.buckets[moments.index].elements as u64 * element.0);
             buckets.push(moments.record(step.index, bytes));
         }
         Ok(buckets)
@@ -336,22 +439,32 @@ impl<O: Ops> Trainer<O> {
         every != 0 && index.is_multiple_of(every)
     }
 
+    /// Whether the checksum of the weights is wanted after step `index`.
+    fn takes_checksum(&self, index: usize) -> bool {
+        let every = self.config.checksum_every;
+        every != 0 && (index + 1).is_multiple_of(every)
+    }
+
     fn pass(&self, index: usize, micro: usize) -> Pass {
         let write = if micro == 0 { Write::Overwrite } else { Write::Accumulate };
         Pass { write, last: micro + 1 == self.config.accumulate, timed: self.samples(index) }
     }
 
     /// SHA-256, in hexadecimal, over the fingerprints of all parameters in the order of the forward pass: on the CPU
-    /// over all their bits. It does not depend on bucket sizes.
+    /// over all their bits. It does not depend on bucket sizes. Where other ranks keep parts and [`Trainer::complete`] was not
+    /// called, it is over the weights that the model computes with.
     ///
     /// # Errors
     /// The device failed.
     pub fn parameters_sha256(&mut self) -> Result<String, TrainError> {
         let mut hash = Sha256::new();
         let places = Arc::clone(self.model.weights.places());
+        let failed = device::<O>("read the weights");
+        self.model.weights.follow_all(&mut self.ops).map_err(failed)?;
+        let Self { ops, model, adamw, gradients, .. } = self;
+        let gathered = self.complete.then_some(&*gradients);
         for parameter in &places.parameters {
-            let read = self.adamw.fingerprint(&mut self.ops, &self.model.weights, parameter.role);
-            hash.update(read.map_err(device::<O>("read the weights"))?);
+            hash.update(adamw.fingerprint(ops, &model.weights, gathered, parameter.role).map_err(failed)?);
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -361,8 +474,11 @@ impl<O: Ops> Trainer<O> {
     /// # Errors
     /// The device failed.
     pub fn weight(&mut self, role: Role) -> Result<Vec<f32>, TrainError> {
-        let read = self.adamw.master(&mut self.ops, &self.model.weights, role);
-        read.map_err(device::<O>("read the weights"))
+        let failed = device::<O>("read the weights");
+        self.model.weights.follow_all(&mut self.ops).map_err(failed)?;
+        let Self { ops, model, adamw, gradients, .. } = self;
+        let gathered = self.complete.then_some(&*gradients);
+        adamw.master(ops, &model.weights, gathered, role).map_err(failed)
     }
 }
 

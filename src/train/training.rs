@@ -43,6 +43,17 @@ impl Training {
         }
     }
 
+    /// Gathers what other ranks keep of the weights, after the last step. See [`Trainer::complete`].
+    ///
+    /// # Errors
+    /// As [`Trainer::complete`].
+    pub fn complete(&mut self) -> Result<(), TrainError> {
+        match self {
+            Self::Cpu(trainer) => trainer.complete(),
+            Self::Cuda(trainer) => trainer.complete(),
+        }
+    }
+
     /// A hash of all weights. See [`Trainer::parameters_sha256`].
     ///
     /// # Errors

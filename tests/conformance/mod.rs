@@ -1,6 +1,6 @@
 //! What every communicator must do, told once. Sums are of small integers, so that they are exact in any order.
 
-use rigscale::comm::{CommError, Communicator};
+use rigscale::comm::{CommError, Communicator, Shard};
 use rigscale::device::Floats;
 
 /// Lengths of the buckets that every rank brings, in this order.
@@ -15,6 +15,8 @@ pub(crate) fn conforms<C: Communicator<Buf = Floats>>(comm: &mut C, buckets: &mu
     sums_nothing(comm)?;
     keeps_what_it_is_not_given(comm, buckets)?;
     gives_the_same_bits_to_all(comm, buckets)?;
+    scatters_sums(comm, buckets)?;
+    gathers(comm, buckets)?;
     repeats(comm, buckets)?;
     comm.barrier()
 }
@@ -109,6 +111,49 @@ fn gives_the_same_bits_to_all<C: Communicator<Buf = Floats>>(
     for peer in 0..comm.world() {
         let theirs = (buckets[4][2 * peer] as u32) | (buckets[4][2 * peer + 1] as u32) << 16;
         assert_eq!(theirs, digest, "ranks {rank} and {peer} have other bits");
+    }
+    Ok(())
+}
+
+/// Each rank gets the sum of its own chunk, one buffer at a time and all at once.
+fn scatters_sums<C: Communicator<Buf = Floats>>(comm: &mut C, buckets: &mut [Floats]) -> Result<(), CommError> {
+    let shard = Shard { rank: comm.rank(), world: comm.world() };
+    let own = |bucket: &Floats, turn: usize| {
+        let chunk = shard.of(bucket.len());
+        for (place, &element) in chunk.clone().zip(&bucket[chunk]) {
+            assert_eq!(element, total(shard.world, place, turn), "element {place} of {} in turn {turn}", bucket.len());
+        }
+    };
+    for bucket in buckets.iter_mut() {
+        fill(bucket, shard.rank, 5);
+        comm.reduce_scatter_sum(&mut [&mut *bucket])?;
+        comm.wait()?;
+        own(bucket, 5);
+    }
+    buckets.iter_mut().enumerate().for_each(|(turn, bucket)| fill(bucket, shard.rank, turn));
+    comm.reduce_scatter_sum(&mut buckets.iter_mut().collect::<Vec<_>>())?;
+    comm.wait()?;
+    buckets.iter().enumerate().for_each(|(turn, bucket)| own(bucket, turn));
+    Ok(())
+}
+
+/// Each rank gets the chunks of all others, every bit of them, also where they are no numbers.
+fn gathers<C: Communicator<Buf = Floats>>(comm: &mut C, buckets: &mut [Floats]) -> Result<(), CommError> {
+    let shard = Shard { rank: comm.rank(), world: comm.world() };
+    let bits = |place: usize| (place as u32).wrapping_mul(2_654_435_761) | 0x7f80_0000;
+    for bucket in buckets.iter_mut() {
+        bucket.fill(-1.0);
+        let chunk = shard.of(bucket.len());
+        chunk.clone().zip(&mut bucket[chunk]).for_each(|(place, element)| *element = f32::from_bits(bits(place)));
+    }
+    let (first, others) = buckets.split_at_mut(4);
+    for bucket in first {
+        comm.all_gather(&mut [bucket])?;
+    }
+    comm.all_gather(&mut others.iter_mut().collect::<Vec<_>>())?;
+    comm.wait()?;
+    for bucket in buckets {
+        assert!(bucket.iter().enumerate().all(|(place, element)| element.to_bits() == bits(place)), "{}", bucket.len());
     }
     Ok(())
 }

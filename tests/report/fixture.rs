@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use rigscale::model::preset;
 use rigscale::record::{
-    Analysis, Arm, Bucket, CommLoss, DataSource, Device, Distribution, Dropped, EnergySource, Field, Finding, Flag,
-    GpuLoad, GpuUnderLoad, Grade, Interval, Lane, LaunchPoint, Origin, Outcome, Phases, Point, Precision, SCHEMA,
-    Severity, Share, SkippedWorld, ThrottleShare, Timeline, TrainConfig, TrialLoad, Verdict,
+    Analysis, Arm, Bucket, Collective, CommLoss, DataSource, Device, Distribution, Dropped, EnergySource, Field,
+    Finding, Flag, GpuLoad, GpuUnderLoad, Grade, Interval, Lane, LaunchPoint, Origin, Outcome, Phases, Point,
+    Precision, SCHEMA, Severity, Share, SkippedWorld, ThrottleShare, Timeline, TrainConfig, TrialLoad, Verdict,
 };
 use rigscale::topology::ThrottleReasons;
 use rigscale::units::{Bytes, BytesPerSecond, Celsius, Hertz, Joules, Seconds, Tokens, TokensPerSecond, Watts};
@@ -137,7 +137,15 @@ pub(crate) fn timeline(ranks: usize, buckets: usize) -> Timeline {
             let end = begin + if index % 3 == 2 { 0.0162 } else { 0.0107 };
             free = end;
             let (ready_s, start_s, end_s) = (Seconds(ready), Seconds(begin), Seconds(end));
-            Bucket { step: 42, index, bytes: Bytes(8 << 20), ready_s, start_s, end_s }
+            Bucket {
+                step: 42,
+                index,
+                bytes: Bytes(8 << 20),
+                ready_s,
+                start_s,
+                end_s,
+                collective: Collective::AllReduce,
+            }
         };
         let buckets: Vec<Bucket> = (0..buckets).map(bucket).collect();
         let last = buckets.last().map_or(until, |bucket| bucket.end_s.0);
@@ -165,7 +173,10 @@ fn config() -> TrainConfig {
         clip_norm: Some(1.0),
         bucket_bytes: Bytes(8 << 20),
         first_bucket_bytes: Bytes(1 << 20),
+        reduce_dtype: None,
+        zero: 0,
         bucket_events_every: 16,
+        checksum_every: 0,
     }
 }
 

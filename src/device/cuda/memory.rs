@@ -100,14 +100,24 @@ impl Arena {
     /// # Errors
     /// The plan was too small.
     pub fn take(&mut self, len: usize, element: Element) -> Result<DeviceBuffer, CudaError> {
-        let bytes = padded(len as u64 * element.bytes());
+        self.take_with_room(len, len, element)
+    }
+
+    /// The same in memory that has `room` for as many elements or more, as whole parts of a buffer need that is shared out
+    /// among ranks.
+    ///
+    /// # Errors
+    /// The plan was too small.
+    pub fn take_with_room(&mut self, len: usize, room: usize, element: Element) -> Result<DeviceBuffer, CudaError> {
+        let room = room.max(len);
+        let bytes = padded(room as u64 * element.bytes());
         let left = self.bytes - self.used;
         if left < bytes {
             return Err(CudaError::Plan { needed: Bytes(bytes), left: Bytes(left) });
         }
         let offset = self.used;
         self.used += bytes;
-        Ok(DeviceBuffer { block: Arc::clone(&self.block), offset, len, element })
+        Ok(DeviceBuffer { block: Arc::clone(&self.block), offset, len, element, room })
     }
 
     /// Bytes given out.
@@ -123,6 +133,8 @@ pub struct DeviceBuffer {
     offset: u64,
     len: usize,
     element: Element,
+    /// Elements that its memory has room for.
+    room: usize,
 }
 
 impl fmt::Debug for DeviceBuffer {
@@ -156,7 +168,28 @@ impl DeviceBuffer {
     pub fn reuse(&self, skip: u64, len: usize, element: Element) -> Option<Self> {
         let fits = skip + len as u64 * element.bytes() <= self.len as u64 * self.element.bytes();
         let offset = self.offset + skip;
-        fits.then(|| Self { block: Arc::clone(&self.block), offset, len, element })
+        fits.then(|| Self { block: Arc::clone(&self.block), offset, len, element, room: len })
+    }
+
+    /// Its first `len` elements as a buffer, which shares their memory.
+    ///
+    /// # Panics
+    /// If it holds fewer: a bug of the caller.
+    #[must_use]
+    pub fn first(&self, len: usize) -> Self {
+        assert!(len <= self.len, "{len} of {} elements", self.len);
+        Self { block: Arc::clone(&self.block), offset: self.offset, len, element: self.element, room: len }
+    }
+
+    /// The buffer and what follows it in its own memory, up to `len` elements, to write.
+    ///
+    /// # Panics
+    /// If its memory has no such room: a bug of the caller.
+    #[must_use]
+    pub fn room_mut(&mut self, len: usize) -> DeviceSliceMut<'_> {
+        assert!(len <= self.room, "{len} elements where there is room for {}", self.room);
+        let address = self.block.address + self.offset;
+        DeviceSliceMut { address, len, element: self.element, buffer: PhantomData }
     }
 
     /// Another handle on the same memory: whoever writes through one changes what the other reads.

@@ -36,6 +36,8 @@ functions! {
         fn ncclCommDestroy(Handle) -> c_int;
         fn ncclCommAbort(Handle) -> c_int;
         fn ncclAllReduce(u64, u64, usize, c_int, c_int, Handle, Handle) -> c_int;
+        fn ncclReduceScatter(u64, u64, usize, c_int, c_int, Handle, Handle) -> c_int;
+        fn ncclAllGather(u64, u64, usize, c_int, Handle, Handle) -> c_int;
         fn ncclGetErrorString(c_int) -> *const c_char;
         fn ncclGetLastError(Handle) -> *const c_char;
     }
@@ -486,23 +488,89 @@ impl NcclComm {
         limit: Duration,
     ) -> Result<(), CudaError> {
         let DeviceSliceMut { address, len, element, .. } = *buffer;
-        let kind = match element {
-            Element::Bf16 => BFLOAT16,
-            Element::F32 => FLOAT32,
-            Element::F64 => FLOAT64,
-            Element::U32 => UINT32,
-            Element::U64 | Element::Byte => unreachable!("sums are of numbers that gradients are kept in"),
-        };
-        const ATTEMPT: &str = "all-reduce gradients";
-        let code = self.shared.with(ATTEMPT, |nccl, comm| {
+        let kind = kind(element);
+        self.collective("all-reduce gradients", limit, |nccl, comm| {
             // SAFETY: a live range of that many elements, reduced in place; communicator and stream live
             unsafe { (nccl.ncclAllReduce)(address, address, len, kind, SUM, comm, stream.handle()) }
-        })?;
-        if code == IN_PROGRESS && !self.shared.settle(ATTEMPT, Instant::now() + limit)? {
+        })
+    }
+
+    /// Asks `stream` to replace this rank's part of `buffer`, of `world` equal ones, by its sum over all ranks; the other
+    /// parts are left as they are. Waits as [`NcclComm::all_reduce_sum`].
+    ///
+    /// # Errors
+    /// As [`NcclComm::all_reduce_sum`].
+    ///
+    /// # Panics
+    /// If the parts are not equal: a bug of the caller.
+    pub fn reduce_scatter_sum(
+        &self,
+        stream: &Stream,
+        buffer: &mut DeviceSliceMut<'_>,
+        limit: Duration,
+    ) -> Result<(), CudaError> {
+        let (own, len) = self.own_part(buffer);
+        let (address, kind) = (buffer.address, kind(buffer.element));
+        self.collective("reduce-scatter gradients", limit, |nccl, comm| {
+            // SAFETY: a live range of `world` times that many elements, of which `own` is the part that NCCL reduces in
+            // place; communicator and stream live
+            unsafe { (nccl.ncclReduceScatter)(address, own, len, kind, SUM, comm, stream.handle()) }
+        })
+    }
+
+    /// Asks `stream` to fill `buffer`, `world` equal parts, from the parts that all ranks bring. Waits as
+    /// [`NcclComm::all_reduce_sum`].
+    ///
+    /// # Errors
+    /// As [`NcclComm::all_reduce_sum`].
+    ///
+    /// # Panics
+    /// If the parts are not equal: a bug of the caller.
+    pub fn all_gather(
+        &self,
+        stream: &Stream,
+        buffer: &mut DeviceSliceMut<'_>,
+        limit: Duration,
+    ) -> Result<(), CudaError> {
+        let (own, len) = self.own_part(buffer);
+        let (address, kind) = (buffer.address, kind(buffer.element));
+        self.collective("all-gather weights", limit, |nccl, comm| {
+            // SAFETY: as for the reduce-scatter, in the other direction
+            unsafe { (nccl.ncclAllGather)(own, address, len, kind, comm, stream.handle()) }
+        })
+    }
+
+    /// Where this rank's part of a buffer begins, and its elements.
+    fn own_part(&self, buffer: &DeviceSliceMut<'_>) -> (u64, usize) {
+        assert!(buffer.len.is_multiple_of(self.world), "{} elements in {} parts", buffer.len, self.world);
+        let len = buffer.len / self.world;
+        (buffer.address + (self.rank * len) as u64 * buffer.element.bytes(), len)
+    }
+
+    /// Makes a call, and waits at most `limit` until NCCL has taken it.
+    fn collective(
+        &self,
+        attempt: &str,
+        limit: Duration,
+        call: impl FnOnce(&Functions, Handle) -> c_int,
+    ) -> Result<(), CudaError> {
+        let code = self.shared.with(attempt, call)?;
+        if code == IN_PROGRESS && !self.shared.settle(attempt, Instant::now() + limit)? {
             let limit = crate::units::Seconds(limit.as_secs_f64());
             return Err(CudaError::NotMet { rank: self.rank, world: self.world, limit });
         }
         Ok(())
+    }
+}
+
+/// `ncclDataType_t` of what a buffer holds.
+fn kind(element: Element) -> c_int {
+    match element {
+        Element::Bf16 => BFLOAT16,
+        Element::F32 => FLOAT32,
+        Element::F64 => FLOAT64,
+        Element::U32 => UINT32,
+        Element::U64 | Element::Byte => unreachable!("sums are of numbers that gradients are kept in"),
     }
 }
 

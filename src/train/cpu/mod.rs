@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+mod checksum;
 mod embedding;
 mod loss;
 mod math;
@@ -21,14 +22,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use crate::comm::Shard;
 use crate::device::{Clock, Floats, Matrix, MatrixMut, keep_freed_memory, multiply};
+use crate::record::Collective;
 use crate::units::Seconds;
 
 use super::error::ExchangeError;
 use super::ops::{
-    AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Stretch, Totals, Write,
+    AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, NORM_ROOM, Norm, Ops, Stretch, Totals, Write,
 };
-use super::reducer::Queue;
+use super::reducer::{Asked, Queue};
 use super::seed::initial;
 
 /// Elements that one task of an element-wise operation handles, about: 64 KiB, well inside a core's L2 cache.
@@ -58,7 +61,7 @@ pub struct HostTokens {
 /// AdamW's moments of one bucket.
 #[derive(Debug)]
 pub struct HostState {
-    m: Floats,
+    pub(super) m: Floats,
     v: Floats,
     /// Ranges of the bucket, in order, with whether decay touches them.
     ranges: Vec<(Range<usize>, bool)>,
@@ -116,11 +119,11 @@ fn with_tile<R>(tiles: &[Mutex<Vec<f32>>], len: usize, work: impl FnOnce(&mut [f
 }
 
 impl Queue<Cpu> for Infallible {
-    fn world(&self) -> usize {
+    fn place(&self) -> Shard {
         match *self {}
     }
 
-    fn reduce(&mut self, _: &mut Cpu, _: &mut Floats, _: bool) -> Result<Option<[Seconds; 3]>, ExchangeError> {
+    fn exchange(&mut self, _: &mut Cpu, _: &mut Floats, _: Collective, _: bool) -> Result<Asked<Cpu>, ExchangeError> {
         match *self {}
     }
 
@@ -203,6 +206,11 @@ impl Ops for Cpu {
     }
 
     fn wait(&mut self, _mark: &Seconds) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    /// The host passes marks one after another.
+    fn follow(&mut self, _mark: &Seconds) -> Result<(), Infallible> {
         Ok(())
     }
 
@@ -405,9 +413,36 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn add_squares(&mut self, gradients: &Floats) -> Result<(), Infallible> {
+    fn add_squares(&mut self, gradients: &[f32]) -> Result<(), Infallible> {
         let partial = &mut self.scratch.partial64;
         self.totals.squares += self.pool.install(|| adamw::sum_of_squares(gradients, partial));
+        Ok(())
+    }
+
+    fn norms(&mut self, world: usize) -> Result<Floats, Infallible> {
+        Ok(Floats::zeros(world * NORM_ROOM))
+    }
+
+    /// Two elements hold the bits of the sum.
+    fn put_squares(&mut self, norms: &mut Floats, rank: usize) -> Result<(), Infallible> {
+        let bits = self.totals.squares.to_bits();
+        let halves = [bits as u32, (bits >> 32) as u32].map(f32::from_bits);
+        norms[rank * NORM_ROOM..][..2].copy_from_slice(&halves);
+        Ok(())
+    }
+
+    fn take_squares(&mut self, norms: &Floats) -> Result<(), Infallible> {
+        let of = |place: &[f32]| {
+            let [low, high] = [place[0], place[1]].map(|half| u64::from(half.to_bits()));
+            f64::from_bits(high << 32 | low)
+        };
+        self.totals.squares = norms.chunks_exact(NORM_ROOM).map(of).sum();
+        Ok(())
+    }
+
+    fn add_checksum(&mut self, weights: &[f32], _rest: Option<&[f32]>, first: usize) -> Result<(), Infallible> {
+        let sum = self.pool.install(|| checksum::of(weights, first));
+        self.totals.checksum = self.totals.checksum.wrapping_add(sum);
         Ok(())
     }
 
@@ -434,9 +469,9 @@ impl Ops for Cpu {
     fn adamw(
         &mut self,
         update: &AdamWUpdate,
-        weights: &mut Floats,
+        weights: &mut [f32],
         state: &mut HostState,
-        gradients: &Floats,
+        gradients: &[f32],
     ) -> Result<(), Infallible> {
         let Some(scale) = update.gradient_scale(self.totals.squares) else { return Ok(()) };
         let HostState { m, v, ranges } = state;
@@ -450,23 +485,21 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn master(
-        &mut self,
-        host: &mut [f32],
-        weights: &Floats,
-        _state: &HostState,
-        range: Range<usize>,
-    ) -> Result<(), Infallible> {
-        host.copy_from_slice(&weights[range]);
+    fn rest(_state: &HostState, _range: Range<usize>) -> Option<&[f32]> {
+        None
+    }
+
+    fn copy(&mut self, dst: &mut [f32], src: &[f32]) -> Result<(), Infallible> {
+        dst.copy_from_slice(src);
         Ok(())
     }
 
-    fn fingerprint(
-        &mut self,
-        weights: &Floats,
-        _state: &HostState,
-        range: Range<usize>,
-    ) -> Result<Vec<u8>, Infallible> {
-        Ok(weights[range].iter().flat_map(|weight| weight.to_le_bytes()).collect())
+    fn master(&mut self, host: &mut [f32], weights: &[f32], _rest: Option<&[f32]>) -> Result<(), Infallible> {
+        host.copy_from_slice(weights);
+        Ok(())
+    }
+
+    fn fingerprint(&mut self, weights: &[f32], _rest: Option<&[f32]>) -> Result<Vec<u8>, Infallible> {
+        Ok(weights.iter().flat_map(|weight| weight.to_le_bytes()).collect())
     }
 }

@@ -23,7 +23,7 @@ use crate::model::place_in;
 use crate::units::{Bytes, Seconds};
 
 use super::ops::{
-    AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, Norm, Ops, Stretch, Totals, Write,
+    AdamWUpdate, Attended, Gated, Heads, Kind, Linear, Logits, Lookup, NORM_ROOM, Norm, Ops, Stretch, Totals, Write,
 };
 
 use attention::Attention;
@@ -42,9 +42,11 @@ pub struct Cuda {
     products: Products,
     attention: Attention,
     workspace: Workspace,
-    /// Losses and squares of the step, f64, and an index, u64.
+    /// Loss and squares of the step, f64, and its checksum, u64; and an index, u64.
     totals: DeviceBuffer,
     flag: DeviceBuffer,
+    /// f32, where gradients lie while they are summed, if not in bf16; else empty.
+    widened: DeviceBuffer,
     outcomes: Vec<Pinned<f64>>,
     /// Which of them is next.
     outcome: usize,
@@ -310,6 +312,10 @@ impl Ops for Cuda {
         mark.wait()
     }
 
+    fn follow(&mut self, mark: &Event) -> Result<(), CudaError> {
+        self.stream.wait_for(mark)
+    }
+
     fn between(&mut self, earlier: &Event, later: &Event) -> Result<Seconds, CudaError> {
         later.since(earlier)
     }
@@ -549,10 +555,36 @@ impl Ops for Cuda {
         self.kernels.loss.add_mean(&self.stream, self.totals.slice_mut(0..1), losses.all(), weight)
     }
 
-    fn add_squares(&mut self, gradients: &DeviceBuffer) -> Result<(), CudaError> {
+    fn add_squares(&mut self, gradients: DeviceSlice<'_>) -> Result<(), CudaError> {
         self.enter(Part::Optimizer)?;
         let work = self.workspace.squares.all_mut();
-        self.kernels.optimizer.add_squares(&self.stream, self.totals.slice_mut(1..2), gradients.all(), work)
+        self.kernels.optimizer.add_squares(&self.stream, self.totals.slice_mut(1..2), gradients, work)
+    }
+
+    /// f64, the first element of each place.
+    fn norms(&mut self, world: usize) -> Result<DeviceBuffer, CudaError> {
+        let mut norms = self.arena.take(world * NORM_ROOM, Element::F64)?;
+        self.stream.fill(norms.all_mut(), 0)?;
+        Ok(norms)
+    }
+
+    fn put_squares(&mut self, norms: &mut DeviceBuffer, rank: usize) -> Result<(), CudaError> {
+        let place = rank * NORM_ROOM;
+        self.stream.copy(norms.slice_mut(place..place + 1), self.totals.slice(1..2))
+    }
+
+    fn take_squares(&mut self, norms: &DeviceBuffer) -> Result<(), CudaError> {
+        self.kernels.optimizer.total(&self.stream, self.totals.slice_mut(1..2), norms.all())
+    }
+
+    fn add_checksum(
+        &mut self,
+        weights: DeviceSlice<'_>,
+        rest: Option<DeviceSlice<'_>>,
+        first: usize,
+    ) -> Result<(), CudaError> {
+        self.enter(Part::Other)?;
+        self.kernels.weights.add_checksum(&self.stream, self.totals.slice_mut(2..3), weights, rest, first)
     }
 
     fn outcome(&mut self) -> Result<CudaOutcome, CudaError> {
@@ -567,7 +599,7 @@ impl Ops for Cuda {
     fn totals(&mut self, outcome: CudaOutcome) -> Result<Totals, CudaError> {
         outcome.sent.wait()?;
         let totals = self.outcomes[outcome.place].get();
-        Ok(Totals { loss: totals[0], squares: totals[1] })
+        Ok(Totals { loss: totals[0], squares: totals[1], checksum: totals[2].to_bits() })
     }
 
     fn state(&mut self, len: usize, gains: Vec<Range<usize>>) -> Result<CudaState, CudaError> {
@@ -586,18 +618,18 @@ impl Ops for Cuda {
     fn adamw(
         &mut self,
         update: &AdamWUpdate,
-        weights: &mut DeviceBuffer,
+        weights: DeviceSliceMut<'_>,
         state: &mut CudaState,
-        gradients: &DeviceBuffer,
+        gradients: DeviceSlice<'_>,
     ) -> Result<(), CudaError> {
         self.enter(Part::Optimizer)?;
         let AdamWUpdate { learning_rate, weight_decay, beta1, beta2, epsilon, bias1, bias2, mean, clip_norm } = *update;
         let tensors = AdamWTensors {
-            weight: weights.all_mut(),
+            weight: weights,
             remainder: state.remainder.all_mut(),
             m: state.m.all_mut(),
             v: state.v.all_mut(),
-            gradient: gradients.all(),
+            gradient: gradients,
             gains: state.gains.all(),
             squares: self.totals.slice(1..2),
         };
@@ -605,28 +637,32 @@ impl Ops for Cuda {
         self.kernels.optimizer.adamw(&self.stream, tensors, AdamWScalars { rule, mean, clip_norm })
     }
 
+    fn rest(state: &CudaState, range: Range<usize>) -> Option<DeviceSlice<'_>> {
+        Some(state.remainder.slice(range))
+    }
+
+    fn copy(&mut self, dst: DeviceSliceMut<'_>, src: DeviceSlice<'_>) -> Result<(), CudaError> {
+        self.stream.copy(dst, src)
+    }
+
     fn master(
         &mut self,
         host: &mut [f32],
-        weights: &DeviceBuffer,
-        state: &CudaState,
-        range: Range<usize>,
+        weights: DeviceSlice<'_>,
+        rest: Option<DeviceSlice<'_>>,
     ) -> Result<(), CudaError> {
-        let high = self.read::<u16>(weights.slice(range.clone()), host.len())?;
-        let low = self.read::<u16>(state.remainder.slice(range), host.len())?;
+        let high = self.read::<u16>(weights, host.len())?;
+        let low = match rest {
+            Some(rest) => self.read::<u16>(rest, host.len())?,
+            None => Pinned::zeros(&self.gpu, host.len())?,
+        };
         let halves = high.get().iter().zip(low.get());
         host.iter_mut().zip(halves).for_each(|(value, (high, low))| *value = join(*high, *low));
         Ok(())
     }
 
-    fn fingerprint(
-        &mut self,
-        weights: &DeviceBuffer,
-        state: &CudaState,
-        range: Range<usize>,
-    ) -> Result<Vec<u8>, CudaError> {
-        let (high, low) = (weights.slice(range.clone()), state.remainder.slice(range));
-        self.kernels.weights.fingerprint(&self.stream, self.flag.all_mut(), high, low)?;
+    fn fingerprint(&mut self, weights: DeviceSlice<'_>, rest: Option<DeviceSlice<'_>>) -> Result<Vec<u8>, CudaError> {
+        self.kernels.weights.fingerprint(&self.stream, self.flag.all_mut(), weights, rest)?;
         let mut host = Pinned::<u64>::zeros(&self.gpu, 1)?;
         self.stream.download(&mut host, self.flag.all())?;
         self.stream.synchronize()?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::comm::Shard;
 use crate::device::cuda::kernels::{EmbeddingKernels, KernelSet, KernelSizes, NormKernels, OptimizerKernels};
 use crate::device::cuda::{Arena, Cache, CudaError, Element, Events, Gpu, Nvrtc, PciAddress, Pinned, Products, Stream};
 use crate::model::{MemoryPlan, PRODUCT_WORKSPACE, Shape};
@@ -10,9 +11,9 @@ use crate::train::Places;
 use crate::train::check::{check, fits_gpu};
 use crate::train::data::DataShare;
 use crate::train::error::TrainError;
-use crate::train::ops::{Heads, Kind, Ops, Sequences};
+use crate::train::ops::{Heads, Ops, Sequences};
 use crate::train::reducer::Reducer;
-use crate::train::trainer::{Trainer, device};
+use crate::train::trainer::{Exchanged, Trainer, device};
 use crate::units::Bytes;
 
 use super::attention::{Attention, Trial, delta_len};
@@ -20,7 +21,8 @@ use super::staging::Staging;
 use super::{Cuda, Workspace};
 
 impl Trainer<Cuda> {
-    /// A training on the GPU at `address`, on which as many ranks as `sharers` train, that is ready for its first step.
+    /// A training on the GPU at `address`, on which as many ranks as `sharers` train, that is ready for its first step. Of the
+    /// optimizer's state it keeps `part`, or all where ranks do not share it.
     /// `exchange` makes what exchanges gradients, once everything ran once: what libraries do then can wait for all work
     /// of the GPU, and so for other ranks.
     ///
@@ -30,23 +32,24 @@ impl Trainer<Cuda> {
     pub fn on_gpu(
         config: &TrainConfig,
         share: DataShare,
-        (address, sharers): (PciAddress, usize),
+        (address, sharers, part): (PciAddress, usize, Option<Shard>),
         exchange: impl FnOnce(&Gpu) -> Result<Reducer<Cuda>, TrainError>,
     ) -> Result<Self, TrainError> {
         check(config, Device::Cuda)?;
+        let shard = part.unwrap_or(Shard::WHOLE);
         let gpu = Gpu::open(address)?;
         let (free, total) = gpu.memory()?;
         // others may not have taken theirs yet
-        fits_gpu(config, Bytes(free.0.min(total.0 / sharers.max(1) as u64)))?;
-        let plan = MemoryPlan::on_cuda(&config.shape, config.batch, config.context, config.recompute);
+        fits_gpu(config, shard.world, Bytes(free.0.min(total.0 / sharers.max(1) as u64)))?;
+        let plan = MemoryPlan::on_cuda(&config.shape, config.memory_demand(shard.world));
         let mut ops = Cuda::open(gpu, config, plan.total_bytes)?;
-        let lengths = Places::of(config).lengths();
-        let buckets = lengths.into_iter().map(|len| ops.zeros(len, Kind::Working));
-        let buckets = buckets.collect::<Result<_, _>>().map_err(device::<Cuda>("take the gradients' memory"))?;
-        let mut trainer = Self::on(ops, config, share, Reducer::none(), buckets)?;
+        let failed = device::<Cuda>("take the memory of what is exchanged");
+        let memory = ops.exchanged(&Places::of(config).lengths(), part).map_err(failed)?;
+        let mut trainer = Self::on(ops, config, share, (Reducer::none(), shard), memory)?;
         let Self { ops, model, .. } = &mut trainer;
         ops.choose_attention(config, model.attention_buffers()).map_err(device::<Cuda>("choose an attention"))?;
         trainer.warm_up()?;
+        trainer.ops.warm_widening().map_err(device::<Cuda>("run for the first time"))?;
         trainer.exchange_by(exchange(trainer.ops.gpu())?);
         Ok(trainer)
     }
@@ -64,6 +67,26 @@ impl Trainer<Cuda> {
 }
 
 impl Cuda {
+    /// Memory of buckets of `lengths` that ranks exchange; where they have parts, with room for equal ones.
+    fn exchanged(&mut self, lengths: &[usize], part: Option<Shard>) -> Result<Exchanged<Self>, CudaError> {
+        let world = part.map_or(1, |shard| shard.world);
+        let mut buckets = || {
+            let bucket = |len: &usize| {
+                let room = world * Shard { rank: 0, world }.of(*len).len();
+                let mut bucket = self.arena.take_with_room(*len, room, Element::Bf16)?;
+                self.stream.fill(bucket.room_mut(room), 0)?;
+                Ok(bucket)
+            };
+            lengths.iter().map(bucket).collect::<Result<Vec<_>, CudaError>>()
+        };
+        let gradients = buckets()?;
+        if part.is_none() {
+            return Ok(Exchanged { gradients, weights: None, norms: None });
+        }
+        let weights = Some(buckets()?);
+        Ok(Exchanged { gradients, weights, norms: Some(self.norms(world)?) })
+    }
+
     /// Loads libraries and kernels, and takes `memory` of the GPU.
     pub(super) fn open(gpu: Gpu, config: &TrainConfig, memory: Bytes) -> Result<Self, CudaError> {
         let mut cache = Cache::of_user();
@@ -80,6 +103,7 @@ impl Cuda {
             sums: arena.take(sums, Element::F32)?,
             squares: arena.take(OptimizerKernels::workspace(multiprocessors), Element::F64)?,
         };
+        let widened = if config.widens() { MemoryPlan::widened_bytes(&config.shape) } else { 0 };
         let heads = heads(config);
         let attention = Attention::own(kernels.attention.take(), arena.take(delta_len(heads), Element::F32)?);
         let mut software = BTreeMap::new();
@@ -88,9 +112,10 @@ impl Cuda {
         software.insert("cublaslt".to_owned(), products.version());
         software.insert("nvrtc".to_owned(), nvrtc.version());
         Ok(Self {
-            totals: arena.take(2, Element::F64)?,
+            totals: arena.take(3, Element::F64)?,
             flag: arena.take(1, Element::U64)?,
-            outcomes: (0..Self::AHEAD + 2).map(|_| Pinned::zeros(&gpu, 2)).collect::<Result<_, _>>()?,
+            widened: arena.take(widened as usize / 4, Element::F32)?,
+            outcomes: (0..Self::AHEAD + 2).map(|_| Pinned::zeros(&gpu, 3)).collect::<Result<_, _>>()?,
             outcome: 0,
             attention,
             staging: Staging::default(),

@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use crate::comm::Shard;
 use crate::device::cuda::{Gpu, PciAddress, cuda_gpus};
 use crate::device::{Clock, Floats};
 use crate::model::{MemoryPlan, PRESETS, Preset, Role, Shape, preset};
@@ -208,7 +209,7 @@ fn ends<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
     ops.begin_totals().unwrap();
     ops.add_loss(&losses, 0.25).unwrap();
     ops.add_loss(&losses, 0.75).unwrap();
-    ops.add_squares(&dx).unwrap();
+    ops.add_squares(whole::<O>(&dx)).unwrap();
     let outcome = ops.outcome().unwrap();
     let totals = ops.totals(outcome).unwrap();
     let values = vec![totals.loss as f32, totals.squares as f32];
@@ -222,7 +223,7 @@ fn updates<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
     for step in 1..=3 {
         let gradients = put(ops, Kind::Working, &random(16 + step, len, 1.0));
         ops.begin_totals().unwrap();
-        ops.add_squares(&gradients).unwrap();
+        ops.add_squares(whole::<O>(&gradients)).unwrap();
         let update = AdamWUpdate {
             learning_rate: 1e-3,
             weight_decay: 0.1,
@@ -234,10 +235,10 @@ fn updates<O: Ops>(ops: &mut O, config: &TrainConfig, rows: &mut Vec<Row>) {
             mean: 0.5,
             clip_norm: [None, Some(1.0), Some(1e9)][step as usize - 1],
         };
-        ops.adamw(&update, &mut weights, &mut state, &gradients).unwrap();
+        ops.adamw(&update, whole_mut::<O>(&mut weights), &mut state, whole::<O>(&gradients)).unwrap();
     }
     let mut master = vec![0.0; len];
-    ops.master(&mut master, &weights, &state, 0..len).unwrap();
+    ops.master(&mut master, whole::<O>(&weights), O::rest(&state, 0..len)).unwrap();
     rows.push(Row { what: "master weights", values: master, tolerance: (1e-5, 1e-5) });
     rows.push(Row { what: "weights", values: get(ops, &weights), tolerance: ROUNDED });
 }
@@ -279,6 +280,89 @@ fn every_operation_is_that_of_the_cpu_and_repeats_to_the_bit() {
 
 #[test]
 #[ignore = "needs 1 GPU"]
+fn widening_is_exact_and_narrowing_rounds_to_nearest_even() {
+    let mut gpu = cuda(&cases()[0]);
+    let values: Vec<f32> = (0..65_539_u32).map(|place| f32::from_bits(place.wrapping_mul(2_654_435_761))).collect();
+    let finite: Vec<f32> = values.iter().map(|value| if value.is_finite() { *value } else { 1.5 }).collect();
+    let mut wide = put(&mut gpu, Kind::Exact, &finite);
+    let mut narrow = poisoned(&mut gpu, Kind::Working, finite.len());
+    let Cuda { kernels, stream, .. } = &mut gpu;
+    kernels.convert.narrow(stream, narrow.all_mut(), wide.all()).unwrap();
+    kernels.convert.widen(stream, wide.all_mut(), narrow.all()).unwrap();
+    let (rounded, widened) = (get(&mut gpu, &narrow), get(&mut gpu, &wide));
+    for ((value, rounded), widened) in finite.iter().zip(rounded).zip(widened) {
+        let wanted = half::bf16::from_f32(*value).to_f32();
+        assert_eq!((rounded.to_bits(), widened.to_bits()), (wanted.to_bits(), wanted.to_bits()), "{value:e}");
+    }
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_checksum_is_that_of_the_host() {
+    let mut gpu = cuda(&cases()[0]);
+    for (len, first) in [(8, 0), (40_003, 5), (3, 1 << 33)] {
+        let values = random(9, len, 1.0);
+        let weights = put(&mut gpu, Kind::Working, &values);
+        let state = gpu.state(len, Vec::new()).unwrap();
+        gpu.begin_totals().unwrap();
+        gpu.add_checksum(weights.all(), Cuda::rest(&state, 0..len), first).unwrap();
+        let outcome = gpu.outcome().unwrap();
+        let terms = (first as u64..).zip(&values);
+        // the lower half of a new master is 0
+        let wanted = terms.map(|(place, value)| u64::from(value.to_bits()).wrapping_mul(2 * place + 1));
+        assert_eq!(gpu.totals(outcome).unwrap().checksum, wanted.fold(0, u64::wrapping_add), "{len} from {first}");
+    }
+}
+
+/// Trains on one GPU whose buckets go through NCCL; with a part of the optimizer's state, weights do too.
+fn over_nccl(config: &TrainConfig, part: Option<Shard>) -> (Vec<StepRecord>, String) {
+    use crate::comm::Nccl;
+    use crate::device::cuda::{NcclLibrary, NcclSettings};
+    use crate::units::Seconds;
+
+    let meet = |gpu: &Gpu| {
+        let id = NcclLibrary::load()?.new_id()?;
+        let limits = (Seconds(60.0), Seconds(60.0));
+        let nccl = Nccl::join(gpu, &id, (0, 1), NcclSettings::default(), limits, |_| {}).expect("NCCL meets itself");
+        Ok(Reducer::queued(super::NcclQueue::new(nccl)))
+    };
+    finished(Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1, part), meet).unwrap(), config)
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_sum_over_one_rank_changes_nothing_in_bf16_or_in_f32() {
+    let config = TrainConfig { accumulate: 2, deterministic: true, ..of_preset("llama-tiny", 2, 130, 6) };
+    let losses = |steps: &[StepRecord]| steps.iter().map(|step| step.step.loss.to_bits()).collect::<Vec<_>>();
+    let (alone, hash) = trained(&config, |_| {});
+    for reduce_dtype in [None, Some(Precision::F32)] {
+        let (steps, summed) = over_nccl(&TrainConfig { reduce_dtype, ..config.clone() }, None);
+        assert_eq!((losses(&steps), &summed), (losses(&alone), &hash), "{reduce_dtype:?}");
+    }
+}
+
+/// The forward pass is cut, waits for weights bucket by bucket, and the rests of the weights are gathered at the end.
+#[test]
+#[ignore = "needs 1 GPU"]
+fn a_rank_that_shares_the_state_with_nobody_trains_as_one_that_does_not() {
+    for accumulate in [1, 2] {
+        let preset = of_preset("llama-tiny", 2, 130, 6);
+        let bucket = Bytes(400_000);
+        let config = TrainConfig { accumulate, deterministic: true, bucket_bytes: bucket, checksum_every: 2, ..preset };
+        let told = |steps: &[StepRecord]| -> Vec<_> {
+            steps.iter().map(|record| (record.step.loss.to_bits(), record.step.grad_norm.to_bits())).collect()
+        };
+        let (alone, hash) = trained(&config, |_| {});
+        for reduce_dtype in [None, Some(Precision::F32)] {
+            let shared = TrainConfig { zero: 1, reduce_dtype, ..config.clone() };
+            let (steps, summed) = over_nccl(&shared, Some(Shard::WHOLE));
+            assert_eq!((told(&steps), &summed), (told(&alone), &hash), "{reduce_dtype:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs 1 GPU"]
 fn initial_weights_are_those_of_the_cpu() {
     let config = cases().remove(1);
     let made = |ops: &mut dyn FnMut(u64) -> Vec<f32>| ops(77);
@@ -301,8 +385,13 @@ fn initial_weights_are_those_of_the_cpu() {
 
 fn trained(config: &TrainConfig, prepare: impl FnOnce(&mut Trainer<Cuda>)) -> (Vec<StepRecord>, String) {
     let mut trainer =
-        Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
+        Trainer::on_gpu(config, DataShare { rank: 0, world: 1 }, (gpu(), 1, None), |_| Ok(Reducer::none())).unwrap();
     prepare(&mut trainer);
+    finished(trainer, config)
+}
+
+/// All steps, and the hash of the weights after them.
+fn finished(mut trainer: Trainer<Cuda>, config: &TrainConfig) -> (Vec<StepRecord>, String) {
     let clock = Clock::starting_now();
     let mut steps = Vec::new();
     for _ in 0..config.steps {
@@ -312,6 +401,7 @@ fn trained(config: &TrainConfig, prepare: impl FnOnce(&mut Trainer<Cuda>)) -> (V
         steps.push(step);
     }
     assert_eq!(steps.len(), config.steps);
+    trainer.complete().unwrap();
     (steps, trainer.parameters_sha256().unwrap())
 }
 
@@ -323,8 +413,10 @@ fn of_preset(name: &str, batch: usize, context: usize, steps: usize) -> TrainCon
 /// A trainer on the CPU that begins with weights that bf16 holds, as those of a GPU do.
 fn rounded(config: &TrainConfig) -> Trainer {
     let mut trainer = alone(&TrainConfig { precision: Precision::F32, ..config.clone() });
-    for weight in trainer.model.weights.buckets.iter_mut().flat_map(|bucket| bucket.iter_mut()) {
-        *weight = half::bf16::from_f32(*weight).to_f32();
+    for index in 0..trainer.model.weights.places().lengths().len() {
+        for weight in trainer.model.weights.bucket_mut(index).iter_mut() {
+            *weight = half::bf16::from_f32(*weight).to_f32();
+        }
     }
     trainer
 }
@@ -342,7 +434,8 @@ fn every_gradient_is_that_of_the_cpu() {
         let mut cpu = rounded(&config);
         let _step = run(&mut cpu, &config);
         let mut gpu =
-            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
+            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1, None), |_| Ok(Reducer::none()))
+                .unwrap();
         gpu.advance(&Clock::starting_now()).unwrap();
         for parameter in config.shape.parameters() {
             let role = parameter.role;
@@ -429,15 +522,16 @@ fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
     for (name, batch, context, recompute) in [("llama-125m", 4, 1024, false), ("llama-125m", 4, 1024, true)] {
         let config = TrainConfig { recompute, ..of_preset(name, batch, context, 2) };
         let trainer =
-            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
-        let planned = MemoryPlan::on_cuda(&config.shape, batch, context, recompute).total_bytes;
+            Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1, None), |_| Ok(Reducer::none()))
+                .unwrap();
+        let planned = MemoryPlan::on_cuda(&config.shape, config.memory_demand(1)).total_bytes;
         close("bytes", trainer.cuda().memory().0 as f64, planned.0 as f64, 0.0, 0.03);
         let (free, total) = trainer.cuda().gpu().memory().unwrap();
         assert!(planned < Bytes(total.0 - free.0), "the plan is more than what is taken");
     }
     let config = of_preset("llama-13b", 64, 16_384, 2);
-    let error =
-        Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap_err();
+    let error = Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1, None), |_| Ok(Reducer::none()))
+        .unwrap_err();
     assert!(matches!(error, TrainError::GpuMemory { .. }), "{error}");
 }
 
@@ -446,7 +540,7 @@ fn memory_is_as_planned_and_what_does_not_fit_is_refused_first() {
 fn a_nan_is_traced_to_the_tensor_where_it_began() {
     let config = of_preset("llama-tiny", 2, 64, 4);
     let mut trainer =
-        Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1), |_| Ok(Reducer::none())).unwrap();
+        Trainer::on_gpu(&config, DataShare { rank: 0, world: 1 }, (gpu(), 1, None), |_| Ok(Reducer::none())).unwrap();
     let clock = Clock::starting_now();
     trainer.advance(&clock).unwrap();
     let Trainer { ops, model, .. } = &mut trainer;

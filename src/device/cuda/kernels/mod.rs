@@ -4,6 +4,7 @@
 
 mod attention;
 mod check;
+mod convert;
 mod embedding;
 mod links;
 mod loss;
@@ -17,6 +18,7 @@ use std::thread;
 
 pub use attention::{AttentionKernels, AttentionSaved, AttentionSizes};
 pub use check::CheckKernels;
+pub use convert::ConvertKernels;
 pub use embedding::{EmbeddingKernels, SortedTokens};
 pub use links::{LinkKernels, pattern_word};
 pub use loss::LossKernels;
@@ -62,7 +64,7 @@ struct Source {
 /// What each file is compiled after.
 const PRELUDE: &str = include_str!("prelude.cuh");
 
-const SOURCES: [Source; 9] = [
+const SOURCES: [Source; 10] = [
     Source { file: "embedding.cu", text: include_str!("embedding.cu"), macros: &["WIDTH"] },
     Source { file: "norm.cu", text: include_str!("norm.cu"), macros: &["WIDTH"] },
     Source { file: "rotary.cu", text: include_str!("rotary.cu"), macros: &["HEADS", "KV_HEADS", "HEAD_SIZE"] },
@@ -71,6 +73,7 @@ const SOURCES: [Source; 9] = [
     Source { file: "optimizer.cu", text: include_str!("optimizer.cu"), macros: &[] },
     Source { file: "check.cu", text: include_str!("check.cu"), macros: &[] },
     Source { file: "weights.cu", text: include_str!("weights.cu"), macros: &[] },
+    Source { file: "convert.cu", text: include_str!("convert.cu"), macros: &[] },
     Source { file: ATTENTION, text: include_str!("attention.cu"), macros: &["HEADS", "KV_HEADS", "HEAD_SIZE"] },
 ];
 
@@ -116,6 +119,8 @@ pub struct KernelSet {
     pub check: CheckKernels,
     /// Initial weights and fingerprints.
     pub weights: WeightKernels,
+    /// Gradients in f32 and back.
+    pub convert: ConvertKernels,
     /// Attention, where the heads have a size that it takes.
     pub attention: Option<AttentionKernels>,
 }
@@ -140,6 +145,7 @@ impl KernelSet {
             optimizer: OptimizerKernels::of(&next()?)?,
             check: CheckKernels::of(&next()?)?,
             weights: WeightKernels::of(&next()?)?,
+            convert: ConvertKernels::of(&next()?)?,
             attention: if sizes.own_attention() { Some(AttentionKernels::of(&next()?, sizes)?) } else { None },
         };
         Ok(set)

@@ -91,7 +91,27 @@ impl OptimizerKernels {
         unsafe { self.finish_squares.launch(stream, Geometry::row(1, BLOCK), &mut arguments) }
     }
 
-    /// One update of a bucket.
+    /// `total = Σ partials`, f64, in one order.
+    ///
+    /// # Errors
+    /// The driver refused the launch.
+    ///
+    /// # Panics
+    /// If a buffer holds no f64: a bug of the caller.
+    pub fn total(
+        &mut self,
+        stream: &Stream,
+        mut total: DeviceSliceMut<'_>,
+        partials: DeviceSlice<'_>,
+    ) -> Result<(), CudaError> {
+        let (count, total) = (partials.len, total.holding(1, Element::F64));
+        let mut arguments =
+            [total.into(), partials.holding(count, Element::F64).into(), int(count), Argument::from(0_i32)];
+        // SAFETY: finish_squares(double*, const double*, int, int); lengths are checked above
+        unsafe { self.finish_squares.launch(stream, Geometry::row(1, BLOCK), &mut arguments) }
+    }
+
+    /// One update of a bucket, or of a part of one.
     ///
     /// # Errors
     /// The driver refused the launch.

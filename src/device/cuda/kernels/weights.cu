@@ -1,4 +1,4 @@
-// Initial weights, and a fingerprint of weights.
+// Initial weights, and two sums that tell weights apart.
 //
 // No macros. Ranges begin at multiples of 8 elements.
 
@@ -41,16 +41,44 @@ initial(bf16* out, long long n, unsigned long long key, float deviation) {
 }
 
 // `*sum += Σ mixed(index · STEP ^ bits)` over the masters of `weight[n]` and `remainder[n]`, modulo 2^64: changes with
-// each bit and each place. A sum of integers is the same in any order.
+// each bit and each place. Lower halves are 0 where `remainder` is null. A sum of integers is the same in any order.
 // Grid: any, `min(⌈n / 2048⌉, 16 blocks a multiprocessor)`; block: 256; no dynamic shared memory. Moves 4·n bytes.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 fingerprint(unsigned long long* sum, const bf16* weight, const unsigned short* remainder, long long n) {
     const long long first = (long long)blockIdx.x * BLOCK + threadIdx.x, all = (long long)gridDim.x * BLOCK;
     unsigned long long mine = 0;
     for (long long at = first; at < n; at += all) {
-        const unsigned high = weight[at], low = remainder[at];
+        const unsigned high = weight[at], low = remainder == nullptr ? 0u : remainder[at];
         mine += mixed((unsigned long long)at * STEP ^ ((unsigned long long)high << 16 | low));
     }
+    mine = block_sum<BLOCK>(mine);
+    if (threadIdx.x == 0) { atomicAdd(sum, mine); }
+}
+
+// `*sum += Σ bits · (2·(first + index) + 1)` over the masters of `weight[n]` and `remainder[n]`, modulo 2^64, with the
+// bits of `weight` in the upper half: changes with any one weight. Lower halves are 0 where `remainder` is null. A sum of integers is the same in any order.
+// Grid: any, `min(⌈n / 2048⌉, 16 blocks a multiprocessor)`; block: 256; no dynamic shared memory. Moves 4·n bytes.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+checksum(
+    unsigned long long* sum, const bf16* weight, const unsigned short* remainder, long long n, unsigned long long first
+) {
+    const long long begin = (long long)blockIdx.x * BLOCK + threadIdx.x, all = (long long)gridDim.x * BLOCK;
+    unsigned long long mine = 0;
+    const auto add = [&](unsigned long long at, unsigned high, unsigned low) {
+        mine += (unsigned long long)(high << 16 | low) * (2 * (first + at) + 1);
+    };
+    for (long long vector = begin; 8 * vector + 7 < n; vector += all) {
+        const Eight high = load(weight + 8 * vector);
+        const Eight low = remainder == nullptr ? Eight{{0, 0, 0, 0}} : load(remainder + 8 * vector);
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+            const unsigned long long at = 8 * vector + 2 * pair;
+            add(at, high.pairs[pair] & 0xffffu, low.pairs[pair] & 0xffffu);
+            add(at + 1, high.pairs[pair] >> 16, low.pairs[pair] >> 16);
+        }
+    }
+    const long long rest = n / 8 * 8 + begin;
+    if (rest < n) { add(rest, weight[rest], remainder == nullptr ? 0u : remainder[rest]); }
     mine = block_sum<BLOCK>(mine);
     if (threadIdx.x == 0) { atomicAdd(sum, mine); }
 }
