@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use rigscale::model::preset;
 use rigscale::predict::{
-    Board, Calibration, Exchange, NcclVersion, Network, P2p, Ring, Training, Windowed, card, forecast, platform, ring,
+    Alone, Board, Calibration, Exchange, NcclVersion, Network, P2p, Ring, Training, Windowed, card, forecast, platform,
+    ring,
 };
+use rigscale::record::Precision;
 use rigscale::stats::median;
 use rigscale::units::{Bytes, BytesPerSecond, Seconds};
 
@@ -516,7 +518,8 @@ fn score_constants_and_speed() {
         accumulate: 1,
         bucket: Bytes::mebi(25.0),
         first_bucket: Bytes::mebi(1.0),
-        measured_step: None,
+        precision: Precision::Bf16,
+        alone: Alone::Catalogue,
     };
     let start = Instant::now();
     let mut sum = 0.0;
