@@ -8,9 +8,10 @@ use std::path::Path;
 use rigscale::analyze::analyze;
 use rigscale::model::preset;
 use rigscale::predict::{
-    Alone, Board, Calibration, Exchange, Forecast, Network, Overlap, Simulation, Training, card, forecast, platform,
+    Alone, Board, Calibration, Cause, Exchange, Explanation, Forecast, Network, Overlap, P2p, Simulation, Training,
+    card, edit, explain, forecast, platform,
 };
-use rigscale::record::{Analysis, Arm, Origin, Outcome, Precision, RunFiles, RunFolder};
+use rigscale::record::{Analysis, Arm, Interval, Origin, Outcome, Point, Precision, RunFiles, RunFolder, Step};
 use rigscale::units::{Bytes, BytesPerSecond, Seconds};
 
 fn training(accumulate: usize) -> Training {
@@ -175,4 +176,188 @@ fn the_step_of_a_run_is_taken_with_its_training() {
     let output = common::rigscale().args(["predict", "am5-x8x8", "--step", "soon"]).output().expect("the binary");
     assert_eq!(output.status.code(), Some(2));
     assert!(common::stderr(&output).contains("no run folder, and no duration"), "{}", common::stderr(&output));
+}
+
+/// A run of 4 GPUs whose launches hardly differ.
+fn certain(board: &Board, training: &Training, exchange: &Exchange, overlap: Overlap) -> RunFiles {
+    let board = board.with_gpus(4).expect("4 slots");
+    let mut own = forecast(&board, training, exchange, &Calibration::default()).expect("a forecast");
+    own.time = own.work.step(&own.ring, &overlap);
+    let estimate = own.ideal / own.time.step;
+    own.efficiency = Interval { estimate, low: estimate * 0.9999, high: estimate * 1.0001 };
+    let (worlds, created) = ([(board, own)], jiff::Timestamp::UNIX_EPOCH);
+    Simulation { model: "llama-1b", training, exchange, worlds: &worlds, overlap, target: 0.9, created }.run()
+}
+
+/// The gap between the usual prediction of 4 RTX 4090 on this board and a run.
+fn explained(board: &Board, exchange: &Exchange, run: &RunFiles, points: &[Point]) -> Explanation {
+    let known = (&training(1), exchange, &Calibration::default());
+    let mut worlds = explain(board, known, run, points).expect("an explanation");
+    assert_eq!(worlds.len(), 1);
+    sums(&worlds[0]);
+    worlds.remove(0)
+}
+
+/// The causes sum to the gap, in time and in efficiency, and the remainder is the last of them.
+fn sums(it: &Explanation) {
+    let step: f64 = it.parts.iter().map(|part| part.step_s.0).sum();
+    let efficiency: f64 = it.parts.iter().map(|part| part.efficiency).sum();
+    let scale = it.measured.step_s.0.max(it.predicted.step_s.0);
+    assert!((it.predicted.step_s.0 + step - it.measured.step_s.0).abs() <= 1e-12 * scale, "{it:?}");
+    assert!((it.predicted.efficiency + efficiency - it.measured.efficiency).abs() <= 1e-12, "{it:?}");
+    assert_eq!(it.parts.last().map(|part| part.cause), Some(Cause::Unexplained));
+    assert_eq!(it.parts.len(), 8);
+}
+
+fn part(it: &Explanation, cause: Cause) -> f64 {
+    it.parts.iter().find(|part| part.cause == cause).expect("every cause").step_s / it.predicted.step_s
+}
+
+/// Of all causes this one is charged, with about `share` of the predicted step, and none else with more than 1 %.
+fn charged(it: &Explanation, cause: Cause, share: std::ops::Range<f64>) {
+    assert!(share.contains(&part(it, cause)), "{cause:?} {} {it:#?}", part(it, cause));
+    let others = it.parts.iter().filter(|part| part.cause != cause);
+    others.for_each(|other| assert!(part(it, other.cause).abs() < 0.01, "{:?} beside {cause:?}: {it:#?}", other.cause));
+}
+
+/// Changes every step by its arm and rank, and moves the later ones.
+fn changed(mut run: RunFiles, change: impl Fn(Arm, usize, &mut Step)) -> RunFiles {
+    for file in run.trials.values_mut().flat_map(|ranks| ranks.values_mut()) {
+        let mut late = Seconds(0.0);
+        for step in &mut file.steps {
+            let before = step.step_s;
+            change(file.head.arm, file.head.rank, step);
+            step.start_s += late;
+            for bucket in file.buckets.iter_mut().filter(|bucket| bucket.step == step.index) {
+                for moment in [&mut bucket.ready_s, &mut bucket.start_s, &mut bucket.end_s] {
+                    *moment += late;
+                }
+            }
+            late += step.step_s - before;
+        }
+    }
+    run
+}
+
+#[test]
+fn each_cause_of_a_gap_is_charged_where_it_stands() {
+    let board = platform("asrock-romed8-2t").expect("a platform");
+    let (usual, overlap) = (Exchange::default(), Overlap::default());
+    let of = |run: &RunFiles, exchange: &Exchange| {
+        explained(&board, exchange, run, &analyze(run).expect("an analysis").points)
+    };
+    let plain = certain(&board, &training(1), &usual, overlap);
+    let same = of(&plain, &usual);
+    same.parts.iter().for_each(|part| assert!((part.step_s / same.predicted.step_s).abs() < 1e-3, "{same:#?}"));
+
+    let mut narrow = board.clone();
+    edit(&mut narrow, &format!("{}.width=4", board.nodes[board.seats[2].node].name)).expect("a slot");
+    charged(&of(&certain(&narrow, &training(1), &usual, overlap), &usual), Cause::Bandwidth, 0.2..3.0);
+
+    let peers = Exchange { p2p: P2p::On, ..usual };
+    charged(&of(&plain, &peers), Cause::Staging, 0.02..1.0);
+
+    let rough = Overlap { contention: 0.8, ..overlap };
+    let contended = of(&certain(&board, &training(1), &usual, rough), &usual);
+    charged(&contended, Cause::Contention, 0.02..1.0);
+
+    let slow =
+        of(&certain(&board, &Training { alone: Alone::Step(Seconds(2.0)), ..training(1) }, &usual, overlap), &usual);
+    charged(&slow, Cause::Compute, 0.5..5.0);
+
+    let hot = changed(plain.clone(), |arm, _, step| {
+        if arm != Arm::Solo {
+            let busy = step.forward_s + step.backward_s + step.optimizer_s;
+            step.forward_s += busy * 0.1;
+            step.step_s += busy * 0.1;
+        }
+    });
+    assert!((0.03..0.2).contains(&part(&of(&hot, &usual), Cause::Silicon)), "{:#?}", of(&hot, &usual));
+    let late = changed(plain, |arm, rank, step| {
+        let more = Seconds(0.05);
+        match (arm, rank) {
+            (Arm::Solo, _) => return,
+            (_, 1) => step.forward_s += more,
+            (Arm::Ddp, _) => step.exposed_s += more,
+            (Arm::Together, _) => return,
+        }
+        step.step_s += more;
+    });
+    let late = of(&late, &usual);
+    let most = late.parts.iter().max_by(|one, other| one.step_s.0.total_cmp(&other.step_s.0)).expect("parts");
+    assert_eq!(most.cause, Cause::Stragglers, "{late:#?}");
+}
+
+#[test]
+fn a_slow_network_is_told_apart_by_bandwidth_and_latency() {
+    let board = platform("asrock-romed8-2t").expect("a platform");
+    let over = |rate: f64, latency: f64| {
+        let network = Some(Network { rate: BytesPerSecond(rate), latency: Seconds(latency) });
+        Exchange { hosts: 2, network, ..Exchange::default() }
+    };
+    let said = over(5e9, 10e-6);
+    let of = |real: &Exchange| {
+        let run = certain(&board, &training(1), real, Overlap::default());
+        explained(&board, &said, &run, &analyze(&run).expect("an analysis").points)
+    };
+    charged(&of(&over(5e9, 2e-3)), Cause::Latency, 0.01..5.0);
+    charged(&of(&over(2e9, 10e-6)), Cause::Bandwidth, 0.1..5.0);
+}
+
+#[test]
+fn the_recorded_example_is_explained_by_the_binary() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/reports/example");
+    let explain = |more: &[&str]| {
+        let mut command = common::rigscale();
+        command.args(["predict", "am5-x8x8", "--explain", example]).args(more).output().expect("the binary")
+    };
+    let output = explain(&["--json"]);
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let world = &said["worlds"][0];
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let sum: f64 = world["parts"].as_array().expect("parts").iter().map(|part| number(&part["step_s"])).sum();
+    let gap = number(&world["measured"]["step_s"]) - number(&world["predicted"]["step_s"]);
+    assert!((sum - gap).abs() < 1e-12 && world["parts"][7]["cause"] == "unexplained");
+    assert!(said["notes"][0].as_str().is_some_and(|note| note.contains("two kinds of machine")));
+
+    let output = explain(&[]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    // what is printed sums, too: in hundredths of a millisecond and of a point
+    let figures = |name: &str| -> [i64; 2] {
+        let line = text.lines().find(|line| line.starts_with(&format!("  {name}"))).expect("a row");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        [words[1], words[3]].map(|word| (word.parse::<f64>().expect("a figure") * 100.0).round() as i64)
+    };
+    let causes = ["compute", "silicon", "stragglers", "staging", "bandwidth", "latency", "contention", "unexplained"]
+        .map(figures);
+    for at in 0..2 {
+        let sum: i64 = causes.iter().map(|row| row[at]).sum();
+        assert_eq!(figures("predicted")[at] + sum, figures("measured")[at], "{text}");
+    }
+    let output = common::rigscale().args(["predict", "--explain", example]).output().expect("the binary");
+    assert_eq!(output.status.code(), Some(2), "its own machine is not known well enough");
+    assert!(common::stderr(&output).contains("the prediction needs it"), "{}", common::stderr(&output));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, ..Default::default() })]
+
+    /// Whatever a run says, nothing of the gap is lost.
+    #[test]
+    fn causes_sum_to_the_gap(factors in proptest::collection::vec(0.2_f64..3.0, 9), events in proptest::bool::ANY) {
+        let board = platform("asrock-romed8-2t").expect("a platform");
+        let run = certain(&board, &training(1), &Exchange::default(), Overlap::default());
+        let mut points = analyze(&run).expect("an analysis").points;
+        let point = &mut points[0];
+        let rates = [&mut point.solo_rate, &mut point.together_rate, &mut point.free_rate, &mut point.ddp_rate];
+        rates.into_iter().zip(&factors).for_each(|(rate, factor)| rate.0 *= factor);
+        point.step_s = Seconds(point.step_s.0 / factors[3]);
+        point.loss.slowdown_s = point.loss.slowdown_s * (factors[4] - 1.0);
+        point.loss.optimizer_s = point.step_s * ((factors[5] - 1.0) * 0.1);
+        point.bus_bandwidth = point.bus_bandwidth.filter(|_| events).map(|bus| bus * factors[6]);
+        let peers = Exchange { p2p: if factors[7] < 1.0 { P2p::On } else { P2p::Auto }, ..Exchange::default() };
+        explained(&board, &peers, &run, &points);
+    }
 }

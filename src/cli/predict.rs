@@ -1,6 +1,7 @@
 //! `rigscale predict`: what a machine should reach, and what would change it.
 
 mod ask;
+mod explain;
 mod keep;
 mod table;
 
@@ -33,10 +34,11 @@ Examples:
   rigscale predict asrock-romed8-2t --model llama-1b --gpus 2,4
   rigscale predict asrock-romed8-2t --gpus 4 --p2p auto,on --gpu rtx-4090,rtx-pro-6000
   rigscale predict reports/today/topology.yaml --gpus 4 --set 0000:41:00.0.width=8
-  rigscale predict asrock-romed8-2t --gpus 1,2,4 --step reports/one-gpu -o reports/predicted")]
+  rigscale predict asrock-romed8-2t --gpus 1,2,4 --step reports/one-gpu -o reports/predicted
+  rigscale predict --explain reports/today")]
 pub(super) struct Args {
-    /// Name of a platform, a platform file, or a topology.yaml
-    #[arg(value_name = "PLATFORM", required_unless_present = "list")]
+    /// Name of a platform, a platform file, or a topology.yaml; with --explain, that of the run if not given
+    #[arg(value_name = "PLATFORM", required_unless_present_any = ["list", "explain"])]
     platform: Option<String>,
 
     /// List the platforms
@@ -72,7 +74,8 @@ pub(super) struct Args {
     bucket_mib: Vec<u32>,
 
     /// Peer access: auto as NCCL decides, on (NCCL_P2P_LEVEL=SYS), off (NCCL_P2P_DISABLE=1)
-    #[arg(long, value_name = "MODE,…", value_delimiter = ',', default_value = "auto")]
+    /// [default: auto, or as the run of --explain was told]
+    #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
     p2p: Vec<P2p>,
 
     /// Edit the machine: NODE.width, NODE.gen or NODE.rate, such as slot.3.width=8
@@ -84,9 +87,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION|RUN")]
     step: Option<StepFrom>,
 
-    /// Version of NCCL
-    #[arg(long, value_name = "VERSION", default_value = "2.30.7")]
-    nccl: NcclVersion,
+    /// Version of NCCL [default: 2.30.7, or that of --explain's run]
+    #[arg(long, value_name = "VERSION")]
+    nccl: Option<NcclVersion>,
 
     /// NCCL_MIN_CTAS, where it is set
     #[arg(long, value_name = "CTAS", value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -99,6 +102,10 @@ pub(super) struct Args {
     /// Network between the hosts: rate and latency, such as 25GB/s,10us
     #[arg(long, value_name = "RATE,LATENCY", value_parser = network)]
     network: Option<Network>,
+
+    /// Explain a measured run: the gap to the prediction of its machine, cause by cause
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["list", "gpus", "gpu", "out"])]
+    explain: Option<PathBuf>,
 
     /// Efficiency that is wanted
     #[arg(long, value_name = "EFFICIENCY", default_value_t = 0.9, value_parser = ask::target)]
@@ -157,6 +164,11 @@ struct Prediction {
 /// The platform, a card, the model or an edit cannot be used, or the folder not be written.
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let terminal = |source| CliError::Terminal { attempt: "print the prediction", source };
+    if let Some(run) = &args.explain {
+        let explained = explain::explained(args, run)?;
+        out.emit(&explained).map_err(terminal)?;
+        return Ok(Exit::Pass);
+    }
     let name = match &args.platform {
         Some(name) if !args.list => name,
         _ => {
@@ -236,14 +248,15 @@ fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliErro
         true => vec![None],
         false => args.gpu.iter().map(|card| Some(card.as_str())).collect(),
     };
-    let count = gpus.len() * cards.len() * args.p2p.len() * args.bucket_mib.len() * asked.accumulate.len();
+    let modes = if args.p2p.is_empty() { vec![P2p::Auto] } else { args.p2p.clone() };
+    let count = gpus.len() * cards.len() * modes.len() * args.bucket_mib.len() * asked.accumulate.len();
     if VARIANTS_MAX < count {
         return Err(CliError::Usage(format!("{count} variants are too many: at most {VARIANTS_MAX}")));
     }
     let mut variants = Vec::new();
     for (card, count) in cards.iter().flat_map(|card| gpus.iter().map(move |count| (*card, *count))) {
         let board = filled(&whole, count, card)?;
-        for p2p in &args.p2p {
+        for p2p in &modes {
             let sizes =
                 args.bucket_mib.iter().flat_map(|size| asked.accumulate.iter().map(move |steps| (*size, *steps)));
             for (bucket, accumulate) in sizes {
@@ -265,7 +278,8 @@ fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliErro
 
 fn exchange(args: &Args, p2p: P2p) -> Exchange {
     let (hosts, network) = (args.hosts as usize, args.network);
-    Exchange { nccl: args.nccl, p2p, min_channels: args.min_ctas, hosts, network }
+    let nccl = args.nccl.unwrap_or(NcclVersion::MODELLED);
+    Exchange { nccl, p2p, min_channels: args.min_ctas, hosts, network }
 }
 
 fn variant(

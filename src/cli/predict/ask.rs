@@ -124,6 +124,16 @@ impl Asked {
         })
     }
 
+    /// What is known of the step of one GPU alone.
+    pub(super) fn alone(&self) -> Alone {
+        self.alone
+    }
+
+    /// The training as the run had it.
+    pub(super) fn as_run(&self, config: &TrainConfig) -> Training {
+        Training { bucket: config.bucket_bytes, ..self.training(1, self.accumulate[0]) }
+    }
+
     /// The training with this bucket and so many micro-steps.
     pub(super) fn training(&self, bucket_mib: u32, accumulate: u32) -> Training {
         Training {
