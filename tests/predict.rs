@@ -178,6 +178,57 @@ fn the_step_of_a_run_is_taken_with_its_training() {
     assert!(common::stderr(&output).contains("no run folder, and no duration"), "{}", common::stderr(&output));
 }
 
+#[test]
+fn a_probed_machine_is_pictured_in_the_report_of_its_prediction_and_by_probe() {
+    let base = tempfile::tempdir().expect("a folder");
+    let machines = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machines");
+    let out = base.path().join("run");
+    let kept = predict(&[&format!("{machines}/narrow-link/topology.yaml"), "--gpus", "2,4"], &out);
+    assert!(kept.status.success(), "{}", common::stderr(&kept));
+    for command in ["analyze", "report"] {
+        common::rigscale().arg(command).arg(&out).output().expect("the binary");
+    }
+    let page = std::fs::read_to_string(out.join("report.html")).expect("a page");
+    assert!(page.contains("<figure id=\"machine\">") && page.contains("! Gen4 x8"), "the picture and its short link");
+    assert!(out.join("charts/machine.png").is_file());
+
+    let svg = base.path().join("machine.svg");
+    let probed = |name: &str| {
+        let capture = format!("{machines}/{name}/machine.jsonl");
+        common::rigscale().args(["probe", "--from", &capture, "--svg"]).arg(&svg).output().expect("the binary")
+    };
+    assert!(probed("server-8gpu").status.success());
+    let text = std::fs::read_to_string(&svg).expect("a picture");
+    assert!(text.starts_with("<svg ") && text.matches("63.0 GB/s").count() == 12, "8 GPUs and 4 uplinks");
+    let nothing = base.path().join("lspci.txt");
+    std::fs::write(&nothing, "00:00.0 Host bridge [0600]: Advanced Micro Devices, Inc. [AMD] Device [1022:14d8]\n")
+        .expect("a file");
+    let mut command = common::rigscale();
+    let output = command.args(["probe", "--svg"]).arg(&svg).arg("--from").arg(&nothing).output().expect("the binary");
+    assert_eq!(output.status.code(), Some(2), "{}", common::stderr(&output));
+}
+
+#[test]
+fn a_sweep_is_drawn_as_svg_and_png() {
+    let base = tempfile::tempdir().expect("a folder");
+    let drawn = |file: &str, more: &[&str]| {
+        let path = base.path().join(file);
+        let mut command = common::rigscale();
+        command.args(["predict", "asrock-romed8-2t", "--chart"]).arg(&path).args(more);
+        (command.output().expect("the binary"), std::fs::read(&path).unwrap_or_default())
+    };
+    let (output, svg) = drawn("a.svg", &["--p2p", "auto,on", "--gpus", "2,4"]);
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let svg = String::from_utf8(svg).expect("UTF-8");
+    assert!(svg.contains("target 0.90") && svg.contains("4 GPUs, P2P on"), "{svg}");
+    assert!(drawn("a.png", &[]).1.starts_with(b"\x89PNG"));
+    let (output, _) = drawn("a.pdf", &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let sizes = (1..=50).map(|size| size.to_string()).collect::<Vec<_>>().join(",");
+    let (output, _) = drawn("b.svg", &["--bucket-mib", &sizes]);
+    assert!(output.status.code() == Some(2) && common::stderr(&output).contains("at most 40"));
+}
+
 /// A run of 4 GPUs whose launches hardly differ.
 fn certain(board: &Board, training: &Training, exchange: &Exchange, overlap: Overlap) -> RunFiles {
     let board = board.with_gpus(4).expect("4 slots");

@@ -1,6 +1,7 @@
 //! `rigscale predict`: what a machine should reach, and what would change it.
 
 mod ask;
+mod draw;
 mod explain;
 mod keep;
 mod table;
@@ -104,12 +105,16 @@ pub(super) struct Args {
     network: Option<Network>,
 
     /// Explain a measured run: the gap to the prediction of its machine, cause by cause
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["list", "gpus", "gpu", "out"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["list", "gpus", "gpu", "out", "chart"])]
     explain: Option<PathBuf>,
 
     /// Efficiency that is wanted
     #[arg(long, value_name = "EFFICIENCY", default_value_t = 0.9, value_parser = ask::target)]
     target: f64,
+
+    /// Draw the variants with their intervals against the target: an .svg or .png file
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 
     /// Write the prediction as a run folder, which `rigscale analyze` and `rigscale report` take
     #[arg(long, short, value_name = "DIR")]
@@ -133,6 +138,17 @@ struct Listed {
     gpus: usize,
     card: String,
 }
+
+/// What varies between rows: its name, and what stands in its column.
+type Column = (&'static str, fn(&Variant) -> String);
+
+/// Everything that may vary but the number of GPUs.
+const COLUMNS: [Column; 4] = [
+    ("card", |row| row.card.clone()),
+    ("P2P", |row| format!("{:?}", row.p2p).to_lowercase()),
+    ("bucket", |row| format!("{} MiB", row.bucket_mib)),
+    ("accum", |row| row.accumulate.to_string()),
+];
 
 /// One row.
 #[derive(Serialize)]
@@ -184,7 +200,13 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     if let Some(folder) = &args.out {
         keep::keep(args, &asked, name, &prediction, folder)?;
     }
+    if let Some(path) = &args.chart {
+        draw::draw(&prediction, path)?;
+    }
     out.emit(&prediction).map_err(terminal)?;
+    if let Some(path) = &args.chart {
+        out.remark(format!("written to {}", path.display()));
+    }
     if let Some(folder) = &args.out {
         let folder = folder.display();
         out.remark(format!("written to {folder}; `rigscale analyze {folder}` reads it"));
@@ -292,6 +314,14 @@ fn variant(
     let forecast = forecast(board, &training, &exchange(args, p2p), &Calibration::default())?;
     let (gpus, card) = (board.seats.len(), board.seats[0].card.name.clone());
     Ok(Variant { gpus, card, p2p, bucket_mib, accumulate, forecast })
+}
+
+impl Prediction {
+    /// Columns whose values differ between rows, or that do not.
+    fn columns(&self, varying: bool) -> Vec<Column> {
+        let varies = |of: fn(&Variant) -> String| self.variants.iter().any(|row| of(row) != of(&self.variants[0]));
+        COLUMNS.into_iter().filter(|(_, of)| varies(*of) == varying).collect()
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use comfy_table::CellAlignment;
 use crate::cli::probe::{plain_table, wrapped_at, write_table};
 use crate::units::grouped;
 
-use super::{Listing, Prediction, Variant};
+use super::{Listing, Prediction};
 
 impl fmt::Display for Listing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,25 +19,15 @@ impl fmt::Display for Listing {
     }
 }
 
-/// A column that is shown where it varies: its name, and what stands in it.
-type Column = (&'static str, fn(&Variant) -> String);
-
 impl fmt::Display for Prediction {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.title)?;
         writeln!(out, "{}, batch {}, context {}", self.model, self.batch, self.context)?;
         // what does not vary is said once, so that a row fits
-        let varies = |of: fn(&Variant) -> String| self.variants.iter().any(|row| of(row) != of(&self.variants[0]));
-        let columns: [Column; 4] = [
-            ("card", |row| row.card.clone()),
-            ("P2P", |row| format!("{:?}", row.p2p).to_lowercase()),
-            ("bucket", |row| format!("{} MiB", row.bucket_mib)),
-            ("accum", |row| row.accumulate.to_string()),
-        ];
-        for (name, of) in columns.iter().filter(|(_, of)| !varies(*of)) {
+        for (name, of) in self.columns(false) {
             writeln!(out, "{name:11} {}", of(&self.variants[0]))?;
         }
-        let shown: Vec<_> = columns.iter().filter(|(_, of)| varies(*of)).collect();
+        let shown = self.columns(true);
         let mut table = plain_table();
         let names = shown.iter().map(|(name, _)| *name);
         table.set_header(["GPUs"].into_iter().chain(names).chain(["efficiency", "90 %", "tokens/s", "GB/s", "by"]));
