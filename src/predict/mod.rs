@@ -24,7 +24,7 @@ mod solo;
 mod step;
 
 pub use board::{Across, Board, Bridged, Link, Node, NodeKind, Seat, copy_rate, nccl_link};
-pub use calibration::{Calibration, Constant};
+pub use calibration::{Calibration, Chosen, Constant};
 pub use card::{Card, card, card_called, cards};
 pub use catalogue::{platform, platform_names};
 pub use cpu::CpuGeneration;
