@@ -176,7 +176,7 @@ impl fmt::Display for Seconds {
             let whole = seconds.round();
             return out.pad(&format!("{:.0} min {:02.0} s", (whole / 60.0).floor(), whole % 60.0));
         }
-        if seconds == 0.0 {
+        if seconds.abs() < 5e-12 {
             return out.pad("0 s");
         }
         scaled(out, seconds, &[(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")])

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rigscale::record::Analysis;
-use rigscale::report::render;
+use rigscale::report::{render, render_with};
+use rigscale::topology::from_yaml;
 
 /// A page without a request is drawn in a second; a browser that takes this long is stuck.
 const BROWSER_MAX: Duration = Duration::from_secs(90);
@@ -100,6 +101,20 @@ fn nothing_is_wider_than_a_phone() {
     }
     let wide = page(&[&empty]).replace("<footer>", "<footer style=\"width:600px\">");
     assert!(600 <= measured(&wide).content, "a page that is too wide is seen to be");
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_picture_of_a_machine_fits_a_phone() {
+    for name in ["server-8gpu", "narrow-link", "desktop-2gpu-x8"] {
+        let path = format!("{}/tests/machines/{name}/topology.yaml", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).expect("a topology");
+        let machine = from_yaml(&text, name).expect("a topology");
+        let report = render_with(&[&fixture::empty()], Some(&machine)).expect("a report");
+        let html = report.files.into_iter().find(|(path, _)| path == "report.html").expect("a page").1;
+        let widths = measured(&String::from_utf8(html).expect("UTF-8"));
+        assert!(widths.content <= 360 && widths.charts == 1, "{name}: {widths:?}");
+    }
 }
 
 /// The colours of a screenshot: red, green, blue of each pixel.

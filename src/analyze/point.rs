@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{Arm, CommLoss, Distribution, Interval, Phases, Plan, Point, Step};
+use crate::record::{Arm, CommLoss, Distribution, Interval, Origin, Phases, Plan, Point, Step};
 use crate::stats::{LogRatios, Resampler, Sorted, hierarchical, mean};
 use crate::units::{Bytes, Seconds, TokensPerSecond};
 
@@ -94,17 +94,36 @@ fn step_blocks(ran: &Ran<'_>) -> Vec<(f64, f64)> {
     (0..blocks).map(sums).collect()
 }
 
-/// Where the time between the free step and ddp's goes. Means over launches; the remainder makes the sum exact.
+/// Where the time between the free step and ddp's goes. Means over launches, weighted as [`weights`] says; the remainder
+/// makes the sum exact.
 fn loss(samples: &[Sample<'_>], step_s: Seconds, free_step_s: Seconds) -> CommLoss {
     let ddp: Vec<LastRank> = samples.iter().map(|sample| last_rank(sample.ddp)).collect();
     let free: Vec<LastRank> = samples.iter().map(|sample| last_rank(sample.undisturbed())).collect();
-    let over = |all: &[LastRank], of: fn(&LastRank) -> f64| mean(&all.iter().map(of).collect::<Vec<_>>());
-    let exposed_s = Seconds(over(&ddp, |last| last.exposed_s));
-    let slower = |of: fn(&LastRank) -> f64| Seconds(over(&ddp, of) - over(&free, of));
+    let (of_ddp, of_free) = (weights(samples, |sample| sample.ddp_rate), weights(samples, |sample| sample.free_rate));
+    let over = |all: &[LastRank], weights: &[f64], of: fn(&LastRank) -> f64| -> f64 {
+        all.iter().zip(weights).map(|(last, weight)| of(last) * weight).sum()
+    };
+    let exposed_s = Seconds(over(&ddp, &of_ddp, |last| last.exposed_s));
+    let slower = |of: fn(&LastRank) -> f64| Seconds(over(&ddp, &of_ddp, of) - over(&free, &of_free, of));
     let (slowdown_s, optimizer_s) = (slower(|last| last.compute_s), slower(|last| last.optimizer_s));
     let total_s = step_s - free_step_s;
     let remainder_s = total_s - exposed_s - slowdown_s - optimizer_s;
     CommLoss { total_s, exposed_s, slowdown_s, optimizer_s, remainder_s, remainder_share: remainder_s / step_s }
+}
+
+/// Weights of launches, 1 in sum, with which the arithmetic mean of their steps is the geometric mean that the sheet
+/// shows: inversely as the logarithmic mean of each step and the geometric one (Ang, "Decomposition analysis for
+/// policymaking in energy", 2004). They are nearly equal where launches are.
+fn weights<'a>(samples: &[Sample<'a>], rate: fn(&Sample<'a>) -> f64) -> Vec<f64> {
+    let middle = ratios(samples, rate).estimate();
+    // the quotient of a difference and of its logarithm, for steps in units of the middle one
+    let weight = |sample: &Sample<'a>| {
+        let step = middle / rate(sample);
+        if (step - 1.0).abs() < 1e-6 { 1.0 } else { step.ln() / (step - 1.0) }
+    };
+    let all: Vec<f64> = samples.iter().map(weight).collect();
+    let sum: f64 = all.iter().sum();
+    all.into_iter().map(|weight| weight / sum).collect()
 }
 
 fn peak_memory(samples: &[Sample<'_>]) -> Bytes {
@@ -113,12 +132,13 @@ fn peak_memory(samples: &[Sample<'_>]) -> Bytes {
 }
 
 /// Mean over ranks and launches of the last tenth of steps; what is not finite is flagged and left out. None if none
-/// is finite.
+/// is finite, or if nothing was trained.
 fn final_loss(samples: &[Sample<'_>]) -> Option<f64> {
     let tail = |steps: &'_ [Step]| steps.len() - steps.len().div_ceil(10);
     let losses: Vec<f64> = samples
         .iter()
         .flat_map(|sample| &sample.ddp.files)
+        .filter(|file| file.head.origin != Origin::Simulated)
         .flat_map(|file| &file.steps[tail(&file.steps)..])
         .map(|step| step.loss)
         .filter(|loss| loss.is_finite())

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::record::{
-    Arm, EnergySource, Flag, GpuFile, GpuLoad, GpuSample, GpuUnderLoad, Plan, Point, RunFiles, ThrottleShare, TrialLoad,
+    Arm, EnergySource, Flag, GpuFile, GpuLoad, GpuSample, GpuUnderLoad, Origin, Plan, Point, RunFiles, ThrottleShare,
+    TrialLoad,
 };
 use crate::topology::ThrottleReasons;
 use crate::units::{Bytes, Celsius, Hertz, Joules, Seconds, Tokens, Watts};
@@ -58,7 +59,8 @@ struct Window {
 /// The telemetry of every trial that ran on GPUs.
 pub(super) fn telemetry<'a>(files: &'a RunFiles, ran: &'a [Ran<'a>]) -> Telemetry<'a> {
     let mut telemetry = Telemetry { seen: Vec::new(), unknown: Vec::new() };
-    for ran in ran {
+    // a predicted GPU has neither clocks nor heat
+    for ran in ran.iter().filter(|ran| ran.files[0].head.origin != Origin::Simulated) {
         for (gpu, window) in windows(&files.plan, ran) {
             let trial = ran.trial.name.as_str();
             let why = match files.gpus.get(trial) {

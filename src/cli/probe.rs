@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::probe::import::{Kind, import, not_a_text};
 use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, judge, probe};
 use crate::record::{Finding, RecordError, Severity, read_text, write_whole};
+use crate::report::machine_svg;
 use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml, to_nccl_xml};
 
 pub(super) use error::ProbeCommandError;
@@ -33,6 +34,7 @@ use super::{Exit, Output};
   rigscale probe -o reports/today
   rigscale probe --expect golden/topology.yaml
   rigscale probe --from lspci.txt --nccl-xml topology.xml
+  rigscale probe --from machine.jsonl --svg machine.svg
 
 Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from or --expect cannot be read")]
 pub(super) struct Args {
@@ -52,6 +54,10 @@ pub(super) struct Args {
     /// Write the topology as XML that NCCL reads with NCCL_TOPO_FILE
     #[arg(long, value_name = "FILE")]
     nccl_xml: Option<PathBuf>,
+
+    /// Draw sockets, root ports, switches, GPUs and the links between them
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
 }
 
 /// What is printed: text and JSON come from it.
@@ -84,12 +90,16 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
     if let Some(path) = &args.nccl_xml {
         write_whole(path, to_nccl_xml(&look.topology).as_bytes())?;
     }
+    if let Some(path) = &args.svg {
+        let svg = machine_svg(&look.topology)?.ok_or(ProbeCommandError::NothingToDraw)?;
+        write_whole(path, svg.as_bytes())?;
+    }
     let report = Report { topology: &look.topology, findings: &look.findings, colour: out.colour() };
     out.emit(&report).map_err(|source| ProbeCommandError::Print { source })?;
     if let Some(folder) = &args.out {
         out.remark(format!("written to {}", folder.display()));
     }
-    if let Some(path) = &args.nccl_xml {
+    for path in [&args.nccl_xml, &args.svg].into_iter().flatten() {
         out.remark(format!("written to {}", path.display()));
     }
     let fault = look.findings.iter().any(|finding| finding.severity == Severity::Fault);

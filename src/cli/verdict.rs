@@ -6,8 +6,8 @@ use serde::{Serialize, Serializer};
 
 use crate::analyze::analyze;
 use crate::record::{Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_text, write_json};
-use crate::report::{Summary, render};
-use crate::topology::{YAML_BYTES_MAX, from_yaml};
+use crate::report::{Summary, render_with};
+use crate::topology::{Topology, YAML_BYTES_MAX, from_yaml};
 
 use super::{CliError, Exit};
 
@@ -37,13 +37,20 @@ impl fmt::Display for Shown<'_> {
 /// A file cannot be read, or the runs not analyzed.
 pub(super) fn judge_folder(folder: &RunFolder) -> Result<Analysis, CliError> {
     let mut files = folder.read()?;
-    let path = folder.topology();
-    if is_there(&path)? {
-        let text = read_text(&path, YAML_BYTES_MAX as u64)?;
-        let topology = from_yaml(&text, &path.display().to_string())?;
+    if let Some(topology) = topology_of(folder)? {
         files.identity = topology.identity().into_iter().map(|(key, value)| Field { key, value }).collect();
     }
     Ok(analyze(&files)?)
+}
+
+/// The topology of the machine that a folder is about, where it holds one.
+fn topology_of(folder: &RunFolder) -> Result<Option<Topology>, CliError> {
+    let path = folder.topology();
+    if !is_there(&path)? {
+        return Ok(None);
+    }
+    let text = read_text(&path, YAML_BYTES_MAX as u64)?;
+    Ok(Some(from_yaml(&text, &path.display().to_string())?))
 }
 
 /// Writes `analysis.json`, and its hash into the manifest.
@@ -80,7 +87,7 @@ pub(super) fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<()
 /// # Errors
 /// The report cannot be drawn or written.
 pub(super) fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
-    let rendered = render(analyses)?;
+    let rendered = render_with(analyses, topology_of(folder)?.as_ref())?;
     for (name, bytes) in &rendered.files {
         folder.write(name, bytes)?;
     }

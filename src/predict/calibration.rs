@@ -88,12 +88,23 @@ pub struct Constant {
     pub belongs_to: &'static str,
     /// Where its value is from.
     pub source: &'static str,
-    /// True where it was fitted to rows that the table scores; those are fitted again without the host that is scored.
-    pub fitted: bool,
+    /// What its value owes to the figures that `scripts/bench-predict` scores.
+    pub chosen: Chosen,
 }
 
-const fn constant(name: &'static str, belongs_to: &'static str, source: &'static str, fitted: bool) -> Constant {
-    Constant { name, belongs_to, source, fitted }
+/// What a constant owes to the figures that it is scored on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    /// Fitted to scored rows, and again without the host that is scored.
+    Refitted,
+    /// Chosen with these scored figures in view, and not again without them: hindsight.
+    InView(&'static [&'static str]),
+    /// From elsewhere.
+    Elsewhere,
+}
+
+const fn constant(name: &'static str, belongs_to: &'static str, source: &'static str, chosen: Chosen) -> Constant {
+    Constant { name, belongs_to, source, chosen }
 }
 
 impl Calibration {
@@ -101,22 +112,27 @@ impl Calibration {
     #[must_use]
     pub fn table() -> &'static [Constant] {
         const ROWS: &[Constant] = &[
-            constant("peer_share_old", "NCCL before 2.18", "scaling rows of 2020 to 2022", true),
-            constant("staged_port", "Zen 2 and 3 with NCCL before 2.18", "scaling rows without peer access", true),
-            constant("staged_far", "Zen 2 and 3 with NCCL before 2.18", "scaling rows at 8 GPUs", true),
-            constant("nvlink_share", "NVLink bridges", "scaling rows at 2 GPUs", true),
-            constant("peer_share", "NCCL from 2.18 on", "curves A1, A8", false),
-            constant("staged_coupling", "NCCL from 2.18 on", "copies B1, B5, B7 in both directions", false),
-            constant("translated_share", "IOMMU", "report on translated mode, minus 15 %", false),
-            constant("across_zen23", "Zen 2 and 3", "NCCL, topo.h AMD_BW", false),
-            constant("across_zen4", "Zen 4", "copy B3", false),
-            constant("across_zen5", "Zen 5", "copy B2", false),
-            constant("across_intel", "Intel", "NCCL, topo.h", false),
-            constant("network_share", "networks", "headers; not checked", false),
-            constant("memory_share", "DDR4 and DDR5", "rule of thumb; never the limit in the rows", false),
-            constant("fallback_channel", "NCCL from 2.18 on", "curve A3, 2 channels", false),
-            constant("peer_hop", "NCCL", "curves A1, A4", false),
-            constant("staged_hop", "NCCL", "curves A10, A12", false),
+            constant("peer_share_old", "NCCL before 2.18", "scaling rows of 2020 to 2022", Chosen::Refitted),
+            constant(
+                "staged_port",
+                "Zen 2 and 3 with NCCL before 2.18",
+                "scaling rows without peer access",
+                Chosen::Refitted,
+            ),
+            constant("staged_far", "Zen 2 and 3 with NCCL before 2.18", "scaling rows at 8 GPUs", Chosen::Refitted),
+            constant("nvlink_share", "NVLink bridges", "scaling rows at 2 GPUs", Chosen::Refitted),
+            constant("peer_share", "NCCL from 2.18 on", "curves A1, A8", Chosen::InView(&["A1", "A8"])),
+            constant("staged_coupling", "NCCL from 2.18 on", "copies B1, B5, B7 in both directions", Chosen::Elsewhere),
+            constant("translated_share", "IOMMU", "report on translated mode, minus 15 %", Chosen::Elsewhere),
+            constant("across_zen23", "Zen 2 and 3", "NCCL, topo.h AMD_BW", Chosen::Elsewhere),
+            constant("across_zen4", "Zen 4", "copy B3", Chosen::Elsewhere),
+            constant("across_zen5", "Zen 5", "copy B2", Chosen::Elsewhere),
+            constant("across_intel", "Intel", "NCCL, topo.h", Chosen::Elsewhere),
+            constant("network_share", "networks", "headers; not checked", Chosen::Elsewhere),
+            constant("memory_share", "DDR4 and DDR5", "rule of thumb; never the limit in the rows", Chosen::Elsewhere),
+            constant("fallback_channel", "NCCL from 2.18 on", "curve A3, 2 channels", Chosen::InView(&["A3 default"])),
+            constant("peer_hop", "NCCL", "curves A1, A4", Chosen::InView(&["A1", "A4"])),
+            constant("staged_hop", "NCCL", "curves A10, A12", Chosen::InView(&["A10", "A12"])),
         ];
         ROWS
     }

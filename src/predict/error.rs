@@ -71,10 +71,12 @@ pub enum PredictError {
         /// What would be right.
         problem: String,
     },
-    /// A measured run that cannot be explained.
-    #[error("{problem}")]
-    Explain {
-        /// Why.
+    /// A run that a prediction cannot use.
+    #[error("the run {run} cannot be used: {problem}")]
+    Run {
+        /// Name of the run folder.
+        run: String,
+        /// Why, and what would be right.
         problem: String,
     },
 }

@@ -3,14 +3,16 @@
 use serde::Serialize;
 
 use crate::model::{BucketLayout, Role, Shape};
-use crate::record::Interval;
+use crate::record::{Interval, Precision};
 use crate::units::{Bytes, Seconds, TokensPerSecond};
 
 use super::PredictError;
 use super::board::Board;
 use super::calibration::Calibration;
+use super::card::Card;
 use super::hazard::{Hazard, hazards};
 use super::ring::{Exchange, Ring, ring};
+use super::solo::Solo;
 use super::step::{BucketWork, CONTENTION, Overlap, StepTime, Work};
 
 /// What is trained, and how.
@@ -28,8 +30,21 @@ pub struct Training {
     pub bucket: Bytes,
     /// The same for the first bucket.
     pub first_bucket: Bytes,
-    /// A step of one GPU alone, measured; none: from the catalogue, and the interval is wider.
-    pub measured_step: Option<Seconds>,
+    /// Arithmetic, and so the size of a gradient.
+    pub precision: Precision,
+    /// What is known of the step of one GPU alone.
+    pub alone: Alone,
+}
+
+/// What is known of the step of one GPU alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Alone {
+    /// Nothing but its data sheet: the interval is wide.
+    Catalogue,
+    /// How long it takes; its phases are assumed.
+    Step(Seconds),
+    /// Its phases, from a run.
+    Phases(Solo),
 }
 
 /// Share of its matrix rate that a card reaches in training, and the ends that are believed possible: 0.35 to 0.65 for
@@ -39,8 +54,6 @@ const UTILISATION: [f64; 3] = [0.35, 0.5, 0.65];
 const UPDATE_BYTES: f64 = 26.0;
 /// Share of its memory rate that an update reaches.
 const UPDATE_SHARE: f64 = 0.8;
-/// Gradients are bf16.
-const ELEMENT: Bytes = Bytes(2);
 /// Both tails of 5 %.
 const Z: f64 = 1.645;
 
@@ -49,8 +62,10 @@ const Z: f64 = 1.645;
 pub struct Forecast {
     /// Ranks over all hosts.
     pub world: usize,
-    /// Step alone over step together.
+    /// Mean rate of a card together over its mean rate alone.
     pub efficiency: Interval,
+    /// Step of a card of mean rate alone: that of every card, where all are equal.
+    pub ideal: Seconds,
     /// Where the step goes.
     #[serde(flatten)]
     pub time: StepTime,
@@ -64,6 +79,12 @@ pub struct Forecast {
     pub catalogue: bool,
     /// What cannot be interpolated.
     pub hazards: Vec<Hazard>,
+    /// What each rank computes and hands over.
+    #[serde(skip)]
+    pub work: Work,
+    /// Step of each GPU of a host alone.
+    #[serde(skip)]
+    pub solo: Vec<Seconds>,
 }
 
 /// Predicts training on every GPU of `board`.
@@ -77,20 +98,27 @@ pub fn forecast(
     calibration: &Calibration,
 ) -> Result<Forecast, PredictError> {
     let ring = ring(board, exchange, calibration)?;
-    let step = |ring: &Ring, utilisation: f64, contention: f64| {
-        let overlap = Overlap { contention, ..Overlap::default() };
-        training.work(board, utilisation).step(ring, &overlap)
+    let pace = |utilisation: f64| {
+        let solo = training.solo(board, utilisation);
+        let rates: f64 = solo.iter().map(|step| solo[0] / *step).sum();
+        (solo[0] * (solo.len() as f64 / rates), solo)
     };
-    let time = step(&ring, UTILISATION[1], CONTENTION[1]);
-    let estimate = time.efficiency();
+    let efficiency = |ring: &Ring, utilisation: f64, contention: f64| {
+        let overlap = Overlap { contention, ..Overlap::default() };
+        pace(utilisation).0 / training.work(board, utilisation).step(ring, &overlap).step
+    };
+    let work = training.work(board, UTILISATION[1]);
+    let time = work.step(&ring, &Overlap::default());
+    let (ideal, solo) = pace(UTILISATION[1]);
+    let estimate = ideal / time.step;
     let end = |sign: f64, contention: f64, utilisation: f64| {
         let bus = ring.at(ring.bus * (sign * Z * ring.spread).exp());
         let parts = [
-            step(&bus, UTILISATION[1], CONTENTION[1]),
-            step(&ring, UTILISATION[1], contention),
-            step(&ring, utilisation, CONTENTION[1]),
+            efficiency(&bus, UTILISATION[1], CONTENTION[1]),
+            efficiency(&ring, UTILISATION[1], contention),
+            efficiency(&ring, utilisation, CONTENTION[1]),
         ];
-        let squares = parts.iter().map(|part| (part.efficiency() - estimate).powi(2)).sum::<f64>();
+        let squares = parts.iter().map(|part| (part - estimate).powi(2)).sum::<f64>();
         (squares + (Z * calibration.spread_step).powi(2)).sqrt()
     };
     let efficiency = match ring.ranks {
@@ -105,33 +133,55 @@ pub fn forecast(
     Ok(Forecast {
         world: ring.ranks,
         efficiency,
+        ideal,
         rate: TokensPerSecond(tokens / time.step.0),
-        gradient_bytes: training.work(board, UTILISATION[1]).bytes(),
-        catalogue: training.measured_step.is_none(),
+        gradient_bytes: work.bytes(),
+        catalogue: training.alone == Alone::Catalogue,
         hazards: hazards(board, exchange, &ring),
         time,
         ring,
+        work,
+        solo,
     })
 }
 
 impl Training {
     /// What a rank computes on the slowest card of `board`.
     fn work(&self, board: &Board, utilisation: f64) -> Work {
-        let parameters = self.shape.parameters();
-        let count = self.shape.parameter_count() as f64;
-        let tokens = (self.batch * self.context) as f64;
-        let flops = self.shape.flops_per_token(self.context) * tokens;
-        let slowest = |rate: fn(&super::Card) -> f64| {
-            board.seats.iter().map(|seat| rate(&seat.card)).fold(f64::INFINITY, f64::min)
+        let phases = board.seats.iter().map(|seat| self.phases(&seat.card, utilisation));
+        let longest = |one: &Solo, other: &Solo| one.step(self.accumulate).0.total_cmp(&other.step(self.accumulate).0);
+        let Solo { forward, backward, optimizer } = phases.max_by(longest).unwrap_or_default();
+        Work { forward, backward, optimizer, accumulate: self.accumulate, buckets: self.buckets() }
+    }
+
+    /// Step of each card of `board` alone.
+    fn solo(&self, board: &Board, utilisation: f64) -> Vec<Seconds> {
+        board.seats.iter().map(|seat| self.phases(&seat.card, utilisation).step(self.accumulate)).collect()
+    }
+
+    /// The step of one card alone.
+    fn phases(&self, card: &Card, utilisation: f64) -> Solo {
+        let optimizer = self.shape.parameter_count() as f64 * UPDATE_BYTES / (card.memory_rate.0 * UPDATE_SHARE);
+        let micro_steps = self.accumulate as f64;
+        let passes = match self.alone {
+            Alone::Phases(solo) => return solo,
+            Alone::Step(step) => ((step.0 - optimizer) / micro_steps).max(step.0 * 0.5 / micro_steps),
+            Alone::Catalogue => {
+                let tokens = (self.batch * self.context) as f64;
+                self.shape.flops_per_token(self.context) * tokens / (card.bf16.0 * utilisation)
+            }
         };
-        let optimizer = count * UPDATE_BYTES / (slowest(|card| card.memory_rate.0) * UPDATE_SHARE);
-        let passes = match self.measured_step {
-            Some(step) => ((step.0 - optimizer) / self.accumulate as f64).max(step.0 * 0.5 / self.accumulate as f64),
-            None => flops / (slowest(|card| card.bf16.0) * utilisation),
+        let optimizer = match self.alone {
+            Alone::Step(step) => step.0 - passes * micro_steps,
+            _ => optimizer,
         };
-        let optimizer = self.measured_step.map_or(optimizer, |step| step.0 - passes * self.accumulate as f64);
-        let layout = BucketLayout::new(&parameters, self.first_bucket, self.bucket, ELEMENT);
-        // the backward pass runs the parameters in reverse; each takes time as its matrix is large
+        Solo { forward: Seconds(passes / 3.0), backward: Seconds(passes * 2.0 / 3.0), optimizer: Seconds(optimizer) }
+    }
+
+    /// The buckets. The backward pass runs the parameters in reverse; each takes time as its matrix is large.
+    pub(super) fn buckets(&self) -> Vec<BucketWork> {
+        let (parameters, element) = (self.shape.parameters(), self.precision.element_bytes());
+        let layout = BucketLayout::new(&parameters, self.first_bucket, self.bucket, element);
         let weight = |index: usize| match parameters[index].role {
             Role::Embedding => 0.0,
             _ => parameters[index].elements() as f64,
@@ -140,15 +190,9 @@ impl Training {
         let mut done = 0.0;
         let buckets = layout.buckets.iter().map(|bucket| {
             done += bucket.parameters.iter().map(|index| weight(*index)).sum::<f64>();
-            BucketWork { bytes: Bytes(bucket.elements as u64 * ELEMENT.0), ready: done / whole }
+            BucketWork { bytes: Bytes(bucket.elements as u64 * element.0), ready: done / whole }
         });
-        Work {
-            buckets: buckets.collect(),
-            forward: Seconds(passes / 3.0),
-            backward: Seconds(passes * 2.0 / 3.0),
-            optimizer: Seconds(optimizer),
-            accumulate: self.accumulate,
-        }
+        buckets.collect()
     }
 }
 
@@ -166,7 +210,8 @@ mod tests {
             accumulate: 1,
             bucket: Bytes::mebi(25.0),
             first_bucket: Bytes::mebi(1.0),
-            measured_step: None,
+            precision: Precision::Bf16,
+            alone: Alone::Catalogue,
         }
     }
 
@@ -197,9 +242,11 @@ mod tests {
         let four = Training { accumulate: 4, ..training() };
         let diluted = on("asrock-romed8-2t", 4, &four, &Exchange::default());
         assert!(base.efficiency.estimate < diluted.efficiency.estimate && base.time.alone < diluted.time.alone);
-        let measured = Training { measured_step: Some(Seconds(0.6)), ..training() };
+        let measured = Training { alone: Alone::Step(base.time.alone), ..training() };
         let measured = on("asrock-romed8-2t", 4, &measured, &Exchange::default());
-        assert!(!measured.catalogue && (measured.time.alone.0 - 0.6).abs() < 1e-9);
+        assert!(!measured.catalogue && (measured.time.alone / base.time.alone - 1.0).abs() < 1e-9);
+        let width = |it: &Forecast| it.efficiency.high - it.efficiency.low;
+        assert!(width(&measured) < width(&base), "a measured step narrows the interval");
     }
 
     #[test]
@@ -211,5 +258,7 @@ mod tests {
         let fast = alone(&board);
         board.seats[1].card = card("rtx-3070").unwrap().clone();
         assert!(fast < alone(&board));
+        let mixed = forecast(&board, &training(), &Exchange::default(), &Calibration::default()).unwrap();
+        assert!(mixed.ideal < mixed.time.alone && mixed.efficiency.estimate < mixed.time.efficiency());
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::lines::read_rank_file;
 use super::{
-    Bucket, Field, Finding, Findings, GpuFile, Manifest, Plan, RecordError, RunEnd, RunHead, Step, is_there,
-    read_gpu_file, read_json, read_yaml, write_whole,
+    Bucket, Field, Finding, Findings, GpuFile, Manifest, Plan, RankWriter, RecordError, RunEnd, RunHead, SCHEMA, Step,
+    is_there, read_gpu_file, read_json, read_yaml, write_json, write_whole, write_yaml,
 };
 
 /// No run folder is tried under more names than this when its own is taken.
@@ -256,6 +256,35 @@ impl RunFolder {
             altered: Manifest::altered(self)?,
             launch_recorded: is_there(&self.launch_findings())?,
         })
+    }
+
+    /// Writes plan, findings and rank files of a run that was not launched, into a folder just created, and vouches for
+    /// them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn keep(&self, files: &RunFiles) -> Result<(), RecordError> {
+        write_yaml(&self.plan(), &files.plan)?;
+        let rigscale = env!("CARGO_PKG_VERSION").to_owned();
+        let findings = Findings { schema: SCHEMA, rigscale, findings: files.findings.clone() };
+        write_json(&self.launch_findings(), &findings)?;
+        for (trial, ranks) in &files.trials {
+            let folder = self.trial(trial);
+            fs::create_dir(&folder).map_err(|source| cannot_create(&folder, source))?;
+            for (rank, file) in ranks {
+                let mut writer = RankWriter::create(&self.rank(trial, *rank), &file.head)?;
+                let mut buckets = &file.buckets[..];
+                for step in &file.steps {
+                    let (own, rest) = buckets.split_at(buckets.partition_point(|bucket| bucket.step <= step.index));
+                    writer.step(step, own)?;
+                    buckets = rest;
+                }
+                if let Some(end) = &file.end {
+                    writer.end(end)?;
+                }
+            }
+        }
+        Manifest::write(self)
     }
 
     /// A folder under `runs/` that the plan does not name would be evidence that nobody weighs.

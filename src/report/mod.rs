@@ -11,12 +11,13 @@ mod template;
 mod text;
 mod worlds;
 
-pub use chart::PaintError;
+pub use chart::{PaintError, VARIANTS_MAX, Variant, Variants};
 pub use summary::Summary;
 
 use thiserror::Error;
 
 use crate::record::Analysis;
+use crate::topology::Topology;
 
 /// Why a report could not be made.
 #[derive(Debug, Error)]
@@ -68,11 +69,20 @@ pub struct Rendered {
 /// # Errors
 /// [`ReportError`] if there is no analysis, one holds a number that is not finite, or a chart cannot be drawn.
 pub fn render(analyses: &[&Analysis]) -> Result<Rendered, ReportError> {
+    render_with(analyses, None)
+}
+
+/// The same with a picture of the machine of the first analysis, where it is known and holds GPUs.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_with(analyses: &[&Analysis], machine: Option<&Topology>) -> Result<Rendered, ReportError> {
     let runs = analyses.iter().map(|analysis| checked(analysis)).collect::<Result<Vec<_>, _>>()?;
     let runs: Vec<&Analysis> = runs.iter().collect();
     let main = *runs.first().ok_or(ReportError::NoAnalysis)?;
 
-    let charts = chart::charts(&runs)?;
+    let mut charts = chart::charts(&runs)?;
+    charts.extend(machine.map(chart::machine).transpose()?.flatten());
     let page = page::Page::of(&runs, &charts);
     let cases = junit::Suite::of(main);
     let mut files = vec![
@@ -85,6 +95,22 @@ pub fn render(analyses: &[&Analysis]) -> Result<Rendered, ReportError> {
         files.push((format!("charts/{}.png", chart.name), chart.png));
     }
     Ok(Rendered { files })
+}
+
+/// A picture of a machine as an SVG file; none for a machine without NVIDIA GPUs.
+///
+/// # Errors
+/// [`ReportError::Chart`].
+pub fn machine_svg(topology: &Topology) -> Result<Option<String>, ReportError> {
+    Ok(chart::machine(topology)?.map(|chart| chart.svg))
+}
+
+/// Variants with their intervals against the target, as the text of an SVG file and the bytes of a PNG file.
+///
+/// # Errors
+/// [`ReportError::Chart`].
+pub fn variants_chart(variants: &Variants) -> Result<(String, Vec<u8>), ReportError> {
+    Ok(chart::variants(variants)?)
 }
 
 /// The analysis with every string made printable, if every number of it can be shown.

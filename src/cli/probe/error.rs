@@ -11,6 +11,7 @@ use crate::cli::look::LookError;
 use crate::probe::import::ImportError;
 use crate::probe::{CaptureError, ProbeError};
 use crate::record::RecordError;
+use crate::report::ReportError;
 use crate::topology::TopologyError;
 
 /// What `probe`, `capture` and `rules` can fail with.
@@ -60,6 +61,13 @@ pub(in crate::cli) enum ProbeCommandError {
     /// What the machine answered cannot be spelled.
     #[error("could not write down what the machine answered")]
     Transcript(#[from] crate::probe::RecordError),
+    /// The picture could not be drawn.
+    #[error("could not draw the machine")]
+    Picture(#[from] ReportError),
+    /// No GPU to draw a way to.
+    #[error("there is nothing to draw: this machine shows no NVIDIA GPU")]
+    #[diagnostic(help("leave --svg out; the table says what is there"))]
+    NothingToDraw,
     /// stdout.
     #[error("could not print the result")]
     Print {
@@ -75,7 +83,9 @@ impl ProbeCommandError {
     pub(in crate::cli) fn exit(&self) -> Exit {
         match self {
             Self::Record(error) if error.is_input() => Exit::Usage,
-            Self::Capture(_) | Self::Topology(_) | Self::Import(_) | Self::Probe { .. } => Exit::Usage,
+            Self::Capture(_) | Self::Topology(_) | Self::Import(_) | Self::Probe { .. } | Self::NothingToDraw => {
+                Exit::Usage
+            }
             _ => Exit::Failed,
         }
     }

@@ -3,16 +3,21 @@
 mod axis;
 mod distribution;
 mod efficiency;
+mod machine;
+mod machine_tree;
 mod paint;
 mod phases;
 mod scene;
 mod throughput;
 mod timeline;
+mod variants;
 
 use crate::record::{Analysis, Arm, Device};
+use crate::topology::Topology;
 
 pub use paint::PaintError;
 use scene::{Ink, Scene};
+pub use variants::{VARIANTS_MAX, Variant, Variants};
 
 /// Width of a chart on a desk and on paper, in pixels.
 const WIDE: f64 = 760.0;
@@ -91,6 +96,34 @@ pub(super) fn charts(runs: &[&Analysis]) -> Result<Vec<Chart>, PaintError> {
         Some(painted(name, caption, &wide, &narrow))
     });
     drawn.collect()
+}
+
+/// The picture of a machine; none without NVIDIA GPUs.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn machine(topology: &Topology) -> Result<Option<Chart>, PaintError> {
+    const CAPTION: &str = "Sockets at the left, GPUs at the right: a link is drawn as thick as it is fast. What a path gives is \
+                           the least of its links, shared by all that pass there. Dashed, marked ! and named with what the \
+                           device could do: a link that is narrower or slower than its device.";
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let scenes = (machine::scene(topology, WIDE), machine::scene(topology, NARROW));
+    let (Some(wide), Some(narrow)) = scenes else { return Ok(None) };
+    painted("machine", CAPTION, &wide, &narrow).map(Some)
+}
+
+/// A chart of variants as SVG and PNG files.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn variants(variants: &Variants) -> Result<(String, Vec<u8>), PaintError> {
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let scene = variants::scene(variants, WIDE);
+    Ok((paint::svg_file(&scene)?, paint::png(&scene)?))
 }
 
 fn painted(name: &'static str, caption: &'static str, wide: &Scene, narrow: &Scene) -> Result<Chart, PaintError> {

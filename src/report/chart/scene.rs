@@ -252,3 +252,36 @@ impl Scene {
         baseline + 14.0
     }
 }
+
+#[cfg(test)]
+impl Scene {
+    /// Pairs of texts that touch, and texts that leave the scene: none in a good chart.
+    pub(super) fn collisions(&self) -> Vec<String> {
+        let texts: Vec<(f64, f64, f64, f64, &str)> = self
+            .marks
+            .iter()
+            .filter_map(|mark| {
+                let Mark::Text { at, align, face, text, .. } = mark else { return None };
+                let width = face.width(text);
+                let left = match align {
+                    Align::Start => at.0,
+                    Align::Middle => at.0 - width / 2.0,
+                    Align::End => at.0 - width,
+                };
+                Some((left, at.1 - face.em * 0.75, left + width, at.1 + face.em * 0.22, text.as_str()))
+            })
+            .collect();
+        let outside =
+            |it: &&(f64, f64, f64, f64, &str)| it.0 < 0.0 || it.1 < 0.0 || self.width < it.2 || self.height < it.3;
+        let mut found: Vec<String> =
+            texts.iter().filter(outside).map(|it| format!("{:?} leaves the scene", it.4)).collect();
+        for (index, one) in texts.iter().enumerate() {
+            for other in &texts[index + 1..] {
+                if one.0 < other.2 && other.0 < one.2 && one.1 < other.3 && other.1 < one.3 {
+                    found.push(format!("{:?} and {:?}", one.4, other.4));
+                }
+            }
+        }
+        found
+    }
+}
