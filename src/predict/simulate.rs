@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::MemoryPlan;
+use crate::model::{MemoryDemand, MemoryPlan};
 use crate::record::{
-    Arm, Bucket, DataSource, Device, EndReason, Field, Grade, Limits, NcclSettings, Origin, Plan, RankFile, RunEnd,
-    RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Transport as Way, Trial,
+    Arm, Bucket, Collective, DataSource, Device, EndReason, Field, Grade, Limits, NcclSettings, Origin, Plan, RankFile,
+    RunEnd, RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Transport as Way, Trial,
 };
 use crate::stats::LogRatios;
 use crate::units::{Seconds, Tokens};
@@ -167,7 +167,10 @@ impl Simulation<'_> {
             clip_norm: None,
             bucket_bytes: training.bucket,
             first_bucket_bytes: training.first_bucket,
+            reduce_dtype: None,
+            zero: 0,
             bucket_events_every: BUCKET_EVENTS_EVERY,
+            checksum_every: 0,
         }
     }
 
@@ -234,12 +237,18 @@ impl Simulation<'_> {
             file.steps.push(step);
         }
         let training = self.training;
+        let demand = MemoryDemand {
+            batch: training.batch,
+            context: training.context,
+            recompute: false,
+            widens: false,
+            sharers: 1,
+        };
         file.end = Some(RunEnd {
             reason: EndReason::Completed,
             steps: STEPS,
             parameters_sha256: None,
-            peak_memory_bytes: MemoryPlan::on_cuda(&training.shape, training.batch, training.context, false)
-                .total_bytes,
+            peak_memory_bytes: MemoryPlan::on_cuda(&training.shape, demand).total_bytes,
             stolen: Some(0.0),
         });
         file
@@ -275,6 +284,7 @@ impl Simulation<'_> {
             optimizer_s,
             loss: 0.0,
             grad_norm: 0.0,
+            checksum: None,
         }
     }
 
@@ -369,7 +379,8 @@ fn buckets(world: &World<'_>, together: &StepTime, step: &Step, jitter: Seconds)
     let bucket = |(index, ([ready, start, end], bucket)): (usize, (&[Seconds; 3], &super::BucketWork))| {
         let (start_s, end_s) = (last + *start, last + *end);
         let ready = Seconds((step.start_s + before + jitter + *ready).0.min(start_s.0));
-        Bucket { step: step.index, index, bytes: bucket.bytes, ready_s: ready, start_s, end_s }
+        let collective = Collective::AllReduce;
+        Bucket { step: step.index, index, bytes: bucket.bytes, collective, ready_s: ready, start_s, end_s }
     };
     together.buckets.iter().zip(&work.buckets).enumerate().map(bucket).collect()
 }

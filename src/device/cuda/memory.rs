@@ -192,12 +192,6 @@ impl DeviceBuffer {
         DeviceSliceMut { address, len, element: self.element, buffer: PhantomData }
     }
 
-    /// Another handle on the same memory: whoever writes through one changes what the other reads.
-    #[must_use]
-    pub fn whole(&self) -> Self {
-        Self { block: Arc::clone(&self.block), offset: self.offset, len: self.len, element: self.element }
-    }
-
     /// A part, to read.
     ///
     /// # Panics

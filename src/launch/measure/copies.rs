@@ -210,11 +210,12 @@ impl<'a> Bench<'a> {
 
     /// All transfers at once; the time of each.
     fn repeat(&mut self, engine: Engine, ways: &[Way]) -> Result<Vec<Seconds>, GaveUp> {
+        let words = self.words;
         self.gate.close();
         let mut marks: Vec<(Event, Event)> = Vec::new();
         for way in ways {
-            let from = way.from.map(|from| self.sites[from].source.whole());
-            let mut to = way.to.map(|to| self.sites[to].arrivals[way.slot].whole());
+            let from = way.from.map(|from| self.sites[from].source.first(words));
+            let mut to = way.to.map(|to| self.sites[to].arrivals[way.slot].first(words));
             let (index, stream) = way.by;
             let site = &mut self.sites[index];
             site.gpu.activate()?;
@@ -368,8 +369,8 @@ impl Site {
         self.gpu.activate()?;
         let mut staged = Pinned::zeros(&self.gpu, words.len())?;
         staged.get_mut().copy_from_slice(words);
-        let mut kept = self.arrivals[0].whole();
-        self.streams[0].upload(kept.slice_mut(0..words.len()), &staged)?;
+        let mut kept = self.arrivals[0].first(words.len());
+        self.streams[0].upload(kept.all_mut(), &staged)?;
         self.streams[0].synchronize()?;
         Ok(kept)
     }
