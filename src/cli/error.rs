@@ -62,7 +62,7 @@ pub(super) enum CliError {
     /// No GPU can be trained on.
     #[error("could not use a GPU")]
     #[diagnostic(help(
-        "`--device cpu` trains on the cores of the host: it tests method and program, and says nothing about GPUs"
+        "`rigscale train --device cpu` trains on the cores of the host: it tests method and program, and says nothing about GPUs"
     ))]
     Cuda(#[from] CudaError),
     /// stdout or the signal handler.

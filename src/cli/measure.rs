@@ -10,7 +10,7 @@ use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::device::cuda::{Gpu, NcclLibrary, cuda_gpus};
-use crate::launch::{LinkSite, Measured, Measurer, Wish};
+use crate::launch::{LinkSite, Measured, Measurer, SHARED_CTAS, Wish};
 use crate::record::{
     CopyLine, Engine, Finding, Findings, LatencyLine, LinkGpu, LinkLine, LinksHead, LoadLine, Origin, Pattern, SCHEMA,
     Severity, SumArm, SumLine, write_json,
@@ -71,9 +71,6 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
 }
-
-/// Thread blocks of a collective where ranks share a GPU, as for trainings.
-const SHARED_CTAS: u32 = 4;
 
 /// What is printed.
 #[derive(Serialize)]
@@ -147,8 +144,9 @@ impl Folder {
     fn of(named: Option<&Path>) -> Result<Self, CliError> {
         let passing = || std::env::temp_dir().join(format!("rigscale-links-{}", std::process::id()));
         let path = named.map_or_else(passing, Path::to_owned);
-        fs::create_dir_all(&path)
-            .map_err(|source| CliError::Usage(format!("could not create {}: {source}", path.display())))?;
+        // in the system's folder others may have put something in the way
+        let created = if named.is_some() { fs::create_dir_all(&path) } else { fs::create_dir(&path) };
+        created.map_err(|source| CliError::Usage(format!("could not create {}: {source}", path.display())))?;
         Ok(Self { path, keep: named.is_some() })
     }
 }

@@ -18,5 +18,5 @@ pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
 pub use measure::{LinkSite, Measured, Measurer, Wish, link_main};
 pub use plan::{Wanted, extended, plan};
-pub use rank::rank_main;
+pub use rank::{SHARED_CTAS, rank_main};
 pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares, shares_of};

@@ -314,7 +314,7 @@ fn set_up_nccl(assignment: &mut Assignment) -> Result<PathBuf, GaveUp> {
 
 /// Thread blocks of a collective where ranks share a GPU: NCCL's own choice is for a whole one, and what does not fit
 /// beside the others' hangs. With 8, four ranks hung in about one of three runs of some hundred steps; with 4 never yet.
-const SHARED_CTAS: u32 = 4;
+pub const SHARED_CTAS: u32 = 4;
 
 /// What lets several ranks of one GPU form a communicator.
 pub(super) fn sharing(library: &NcclLibrary, rank: usize) -> BTreeMap<String, String> {
