@@ -22,6 +22,19 @@ need() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
+# What the bindings of MPI are made with: libclang, which nothing else on a machine may have.
+need_libclang() {
+    if [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p | grep -q 'libclang\(-[0-9]*\)\?\.so'; then return; fi
+    need /usr/lib/libclang-is-missing libclang-dev
+}
+
+# Network namespaces joined by a cable, in which two hosts of a test live: needs root and iproute2.
+can_have_hosts() {
+    local name=rigscale-try-$$
+    ip netns add "$name" 2>/dev/null || return
+    ip netns del "$name"
+}
+
 # NVRTC, which compiles the GPU's kernels and needs no GPU itself, from Python's registry into .cache.
 need_nvrtc() {
     local place=$PWD/.cache/nvrtc

@@ -337,3 +337,109 @@ fn a_stopped_rank_is_late_and_learns_that_it_was_given_up() {
     let words = ranks[2].says();
     assert!(words.starts_with("rank ") && words.ends_with(" left while rank 2 waited for it"), "{words}");
 }
+
+/// MPI: each test starts this very program again under `mpirun`, as ranks that play a role.
+#[cfg(feature = "mpi")]
+mod over_mpi {
+    use super::*;
+    use rigscale::comm::Mpi;
+    use rigscale::device::MpiSession;
+    use std::process::Output;
+
+    /// What a rank shall do.
+    const ROLE: &str = "RIGSCALE_TEST_MPI";
+
+    fn ranks(world: usize, role: &str) -> (Output, Duration) {
+        let begin = Instant::now();
+        let output = Command::new("mpirun")
+            .envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), (ROLE, role)])
+            .args(["--oversubscribe", "-np", &world.to_string()])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "over_mpi::mpi_rank", "--ignored", "--nocapture"])
+            .output()
+            .expect("Open MPI is installed");
+        (output, begin.elapsed())
+    }
+
+    fn text(output: &Output) -> String {
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+
+    #[test]
+    #[ignore = "is a rank of the tests below"]
+    fn mpi_rank() {
+        let Ok(role) = std::env::var(ROLE) else { return };
+        let (session, group) = MpiSession::begin().unwrap();
+        assert!(MpiSession::begin().is_err(), "once in a process");
+        let limit = if role == "conform" { LONG } else { SHORT };
+        let mut comm = Mpi::over(group, limit);
+        let mut buckets = LENGTHS.map(Floats::zeros);
+        let absent = comm.rank() == 1;
+        match role.as_str() {
+            "conform" => conforms(&mut comm, &mut buckets).unwrap(),
+            "panic" => {
+                comm.barrier().unwrap();
+                assert!(!absent, "rank 1 panics");
+                std::thread::sleep(Duration::from_secs(100));
+            }
+            "late" if absent => {
+                comm.barrier().unwrap();
+                // makes no progress for the others, and comes to the end with them
+                std::thread::sleep(Duration::from_secs_f64(4.0 * SHORT.0));
+                std::process::exit(0);
+            }
+            "late" => {
+                comm.barrier().unwrap();
+                buckets[7].fill(1.0);
+                let error = comm.all_reduce_sum(&mut [&mut buckets[7]]).unwrap_err();
+                assert!(matches!(error, CommError::Late { rank: 0, limit: SHORT }), "{error}");
+                assert!(buckets[7].iter().all(|element| *element == 0.0) && buckets[7].len() == LENGTHS[7]);
+                let begin = Instant::now();
+                assert!(comm.barrier().is_err() && begin.elapsed().as_secs_f64() < SHORT.0, "it stays failed");
+                println!("was late");
+                std::process::exit(0);
+            }
+            "broken" => {
+                comm.barrier().unwrap();
+                comm.breaker()();
+                let error = comm.barrier().unwrap_err();
+                assert_eq!(error.to_string(), "the exchange over MPI was broken off");
+            }
+            role => panic!("no role {role}"),
+        }
+        session.end();
+        println!("done");
+    }
+
+    #[test]
+    #[ignore = "needs Open MPI"]
+    fn mpi_conforms_with_processes() {
+        for world in 1..=4 {
+            let (output, _) = ranks(world, "conform");
+            assert!(output.status.success(), "{}", text(&output));
+            assert_eq!(text(&output).matches("done").count(), world, "{}", text(&output));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs Open MPI"]
+    fn a_rank_that_panics_ends_the_job() {
+        let (output, took) = ranks(2, "panic");
+        assert_eq!(output.status.code(), Some(101), "{}", text(&output));
+        assert!(took < SOON, "took {took:?}");
+    }
+
+    #[test]
+    #[ignore = "needs Open MPI"]
+    fn a_rank_that_stays_away_from_a_sum_is_noticed_within_the_limit() {
+        let (output, took) = ranks(2, "late");
+        assert!(text(&output).contains("was late") && took < SOON, "{took:?}: {}", text(&output));
+    }
+
+    #[test]
+    #[ignore = "needs Open MPI"]
+    fn an_exchange_that_was_broken_off_stays_so() {
+        let (output, _) = ranks(2, "broken");
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}

@@ -91,7 +91,7 @@ impl CliError {
             Self::Record(error) if error.is_input() => Exit::Usage,
             Self::Launch(LaunchError::Train(TrainError::Cuda(_) | TrainError::Device { .. })) => Exit::Fault,
             Self::Launch(LaunchError::Train(TrainError::Diverged { .. })) => Exit::Fault,
-            Self::Launch(LaunchError::Input { .. } | LaunchError::Train(_)) => Exit::Usage,
+            Self::Launch(error) if error.is_refusal() => Exit::Usage,
             Self::Model(_) | Self::Predict(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::Cuda(_) => Exit::Fault,
             Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,

@@ -20,6 +20,7 @@ mod rules;
 mod session;
 mod train;
 mod verdict;
+mod worker;
 mod workload;
 
 use error::CliError;
@@ -63,12 +64,17 @@ enum Command {
     Models(models::Args),
     Measure(measure::Args),
     Train(train::Args),
+    Worker(worker::Args),
     Floor(floor::Args),
     Analyze(analyze::Args),
     Report(report::Args),
     /// One rank of a trial; started by the launcher, which speaks to it over its stdin and stdout
     #[command(hide = true)]
-    Rank,
+    Rank {
+        /// Join MPI first, as a worker of several hosts wants it
+        #[arg(long)]
+        mpi: bool,
+    },
     /// One process of a measurement; started by `rigscale measure`
     #[command(hide = true)]
     Link,
@@ -96,10 +102,11 @@ pub fn main() -> ExitCode {
         Command::Models(args) => models::run(args, &out),
         Command::Measure(args) => measure::run(args, &out),
         Command::Train(args) => train::run(args, &out),
+        Command::Worker(args) => worker::run(args, &out),
         Command::Floor(args) => floor::run(args, &out),
         Command::Analyze(args) => analyze::run(args, &out),
         Command::Report(args) => report::run(args, &out),
-        Command::Rank => return crate::launch::rank_main(),
+        Command::Rank { mpi } => return crate::launch::rank_main(*mpi),
         Command::Link => return crate::launch::link_main(),
     };
     match result {

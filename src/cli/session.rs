@@ -127,7 +127,7 @@ pub(super) fn chosen(asked: &[String], shown: &[PciAddress]) -> Result<Vec<PciAd
 }
 
 /// Where GPUs are, by what was probed.
-fn places(gpus: &[PciAddress], topology: &Topology) -> Vec<GpuPlace> {
+pub(super) fn places(gpus: &[PciAddress], topology: &Topology) -> Vec<GpuPlace> {
     let node = |address: &PciAddress| topology.gpus.iter().find(|gpu| gpu.address == *address)?.numa_node.clone().ok();
     gpus.iter().map(|address| GpuPlace { address: *address, numa_node: node(address) }).collect()
 }

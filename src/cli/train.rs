@@ -8,7 +8,9 @@ use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::launch::{Launched, Launcher, Wanted, plan};
-use crate::record::{Arm, Finding, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml};
+use crate::record::{
+    Arm, Device, Finding, Grade, Manifest, Plan, RankFile, RunFolder, Trial, read_rank_file, write_yaml,
+};
 use crate::stats;
 use crate::units::{Seconds, Tokens, TokensPerSecond};
 
@@ -72,22 +74,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let stop = interruptible()?;
     let remark = once(out);
     let launcher = Launcher { checkpoints: args.checkpoints, ..session.launcher(stop, &remark) };
-    let mut config = args.workload.config(session.device)?;
-    config.steps = args.workload.steps.unwrap_or(STEPS) as usize;
-    let wanted = Wanted {
-        device: session.device,
-        grade: Grade::Ungraded,
-        order_seed: config.seed,
-        config,
-        arms: vec![Arm::Ddp],
-        target: 0.9,
-        launches: 1,
-        extension: 0,
-        budget: Seconds(1.0),
-        nccl: args.workload.nccl(),
-        share_gpu: args.workload.share_gpu,
-        fields: Vec::new(),
-    };
+    let wanted = wanted(&args.workload, session.device)?;
     let now = jiff::Timestamp::now();
     let draft = plan(&wanted, &session.fit, Seconds(1.0), now);
     out.remark("timing a step, so that a stuck rank is known for one");
@@ -105,19 +92,55 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     Manifest::write(&session.folder)?;
     match end {
         Launched::Interrupted => return Ok(Exit::Interrupted),
-        Launched::Failed(finding) => {
-            Output::complain(&format!("{} {}: {}\n  {}", finding.severity, finding.code, finding.seen, finding.remedy));
-            let exit = if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault };
-            if out.json {
-                let run = session.folder.path().display().to_string();
-                let model = plan.config.model.clone();
-                show(&Trained { run, model, trainings: Vec::new(), finding: Some(finding) }, out)?;
-            }
-            return Ok(exit);
-        }
+        Launched::Failed(finding) => return failed(&session.folder, &plan.config.model, finding, out),
         Launched::Completed => {}
     }
-    let trained = summary(&session.folder, &plan)?;
+    completed(&session.folder, &plan, out)
+}
+
+/// The training that a workload asks for, without a verdict.
+///
+/// # Errors
+/// No preset has that name.
+pub(super) fn wanted(workload: &Workload, device: Device) -> Result<Wanted, CliError> {
+    let mut config = workload.config(device)?;
+    config.steps = workload.steps.unwrap_or(STEPS) as usize;
+    Ok(Wanted {
+        device,
+        grade: Grade::Ungraded,
+        order_seed: config.seed,
+        config,
+        arms: vec![Arm::Ddp],
+        target: 0.9,
+        launches: 1,
+        extension: 0,
+        budget: Seconds(1.0),
+        nccl: workload.nccl(),
+        share_gpu: workload.share_gpu,
+        fields: Vec::new(),
+    })
+}
+
+/// Shows why a training failed.
+///
+/// # Errors
+/// stdout could not be written.
+pub(super) fn failed(folder: &RunFolder, model: &str, finding: Finding, out: &Output) -> Result<Exit, CliError> {
+    Output::complain(&format!("{} {}: {}\n  {}", finding.severity, finding.code, finding.seen, finding.remedy));
+    let exit = if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault };
+    if out.json {
+        let (run, model) = (folder.path().display().to_string(), model.to_owned());
+        show(&Trained { run, model, trainings: Vec::new(), finding: Some(finding) }, out)?;
+    }
+    Ok(exit)
+}
+
+/// Shows what was trained, as far as rank files lie in this folder.
+///
+/// # Errors
+/// A rank file cannot be read, or stdout not written.
+pub(super) fn completed(folder: &RunFolder, plan: &Plan, out: &Output) -> Result<Exit, CliError> {
+    let trained = summary(folder, plan)?;
     show(&trained, out)?;
     Ok(if trained.trainings.iter().all(|training| training.ranks_agree) { Exit::Pass } else { Exit::Fault })
 }
@@ -136,26 +159,30 @@ fn summary(folder: &RunFolder, plan: &Plan) -> Result<Trained, CliError> {
 
 fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, CliError> {
     let ranks = (0..trial.shares.len())
-        .map(|rank| read_rank_file(&folder.rank(&trial.name, rank)))
+        .map(|rank| folder.rank(&trial.name, rank))
+        // those of other hosts may lie there
+        .filter(|path| path.exists())
+        .map(|path| read_rank_file(&path))
         .collect::<Result<Vec<RankFile>, _>>()?;
     let hashes: Vec<Option<&str>> = ranks.iter().map(|rank| rank.end.as_ref()?.parameters_sha256.as_deref()).collect();
+    let world = trial.shares.len();
     let steady: Vec<f64> =
         ranks.iter().flat_map(|rank| rank.steps.iter().skip(plan.heating_steps)).map(|step| step.step_s.0).collect();
     let step_s = Seconds(stats::median(&steady));
     let config = &plan.config;
-    let tokens = Tokens((config.batch * config.context * config.accumulate * ranks.len()) as u64);
+    let tokens = Tokens((config.batch * config.context * config.accumulate * world) as u64);
     let loss = |pick: fn(&RankFile) -> Option<f64>| {
         let losses: Vec<f64> = ranks.iter().filter_map(pick).collect();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
     Ok(Training {
-        world: ranks.len(),
+        world,
         steps: config.steps,
         step_s,
         rate: tokens.over(step_s),
         first_loss: loss(|rank| rank.steps.first().map(|step| step.loss)),
         last_loss: loss(|rank| rank.steps.last().map(|step| step.loss)),
-        parameters_sha256: hashes[0].map(str::to_owned),
+        parameters_sha256: hashes.first().copied().flatten().map(str::to_owned),
         ranks_agree: hashes.windows(2).all(|pair| pair[0] == pair[1])
             && ranks.windows(2).all(|pair| checksums(&pair[0]) == checksums(&pair[1])),
     })

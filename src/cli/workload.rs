@@ -9,6 +9,9 @@ use crate::units::Bytes;
 /// More ranks than this are no workstation.
 const WORLD_MAX: usize = 64;
 
+/// Numbers of ranks where none are asked for.
+pub(super) const WORLDS: [usize; 3] = [1, 2, 4];
+
 /// What to train, and with how many ranks.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Workload {

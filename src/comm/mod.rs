@@ -2,10 +2,14 @@
 //! Knows ranks, world size and buffers; hides chunks, meetings and shared memory.
 //! Never waits without a limit, and never returns a sum that some rank does not also have, bit for bit.
 
+#[cfg(feature = "mpi")]
+mod mpi;
 mod nccl;
 mod shm;
 mod solo;
 
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use nccl::Nccl;
 pub use shm::Shm;
 pub use solo::Solo;
@@ -146,6 +150,10 @@ pub enum CommError {
     /// The memory shared by the ranks could not be made or joined.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// MPI failed, or the exchange was broken off.
+    #[cfg(feature = "mpi")]
+    #[error(transparent)]
+    Mpi(#[from] crate::device::MpiError),
     /// NCCL or the GPU failed, or the exchange was broken off.
     #[error(transparent)]
     Gpu(Box<CudaError>),

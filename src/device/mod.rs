@@ -12,6 +12,8 @@ mod gpu_sample;
 mod host;
 mod layout;
 mod mapped;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod nvml;
 mod process;
 mod product;
@@ -26,6 +28,8 @@ pub use floats::Floats;
 pub use gpu_sample::GpuSample;
 pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
+#[cfg(feature = "mpi")]
+pub use mpi::{MpiError, MpiGroup, MpiSession};
 pub use nvml::{DriverFact, GpuFact, Nvml, PeerFact};
 pub use process::{CpuTimes, end_with_parent, is_stopped, peak_resident, set_environment};
 pub use product::{Matrix, MatrixMut, multiply};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 
 use super::layout::{BUCKETS_WORD, FAULT_WORD, Layout, MAGIC, MAGIC_WORD, WORLD_WORD};
 use super::process::Identity;
@@ -38,6 +38,18 @@ impl SharedMemory {
         let file = File::from(descriptor);
         Segment::map(&file, layout)?.write_head();
         Ok(Self { descriptor: file.into() })
+    }
+
+    /// The memory that process `pid` of this host holds under descriptor `number`; `pid` may be any process of the same
+    /// user. What it is is checked when a rank joins it. As with [`Self::create`], processes started later inherit it.
+    ///
+    /// # Errors
+    /// There is no such process or descriptor, or it is another user's.
+    pub fn of_process(pid: u32, number: i32) -> Result<Self, DeviceError> {
+        let path = format!("/proc/{pid}/fd/{number}");
+        // without O_CLOEXEC, unlike what `File` opens
+        let descriptor = rustix::fs::open(path, OFlags::RDWR, Mode::empty());
+        Ok(Self { descriptor: descriptor.map_err(|source| failed("open")(source.into()))? })
     }
 
     /// The number under which processes started by exec find the memory.

@@ -9,6 +9,9 @@ use crate::comm::CommError;
 use crate::record::RecordError;
 use crate::train::TrainError;
 
+use super::meeting::MeetError;
+use super::place::PlaceError;
+
 /// Why the launcher itself could not go on.
 #[derive(Debug, Error)]
 pub enum LaunchError {
@@ -33,6 +36,26 @@ pub enum LaunchError {
     /// The training that the plan asks for cannot be.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The environment gives a worker no place in a job.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The ranks of a job did not meet.
+    #[error(transparent)]
+    Meet(#[from] MeetError),
+    /// The job cannot be as it was started.
+    #[error("{why}")]
+    Job {
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Rank 0 gave up for all.
+    #[error("rank 0 ended the job: {text}")]
+    Elsewhere {
+        /// Its error chain.
+        text: String,
+        /// Whether what was asked for cannot be.
+        refused: bool,
+    },
     /// A file of the run folder could not be written or read.
     #[error("could not keep the records of the run")]
     Record(#[from] RecordError),
@@ -56,6 +79,22 @@ pub enum LaunchError {
         /// The rank's error chain.
         text: String,
     },
+}
+
+impl LaunchError {
+    /// Whether it is what was asked for that cannot be, rather than something that broke.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Place(_) | Self::Job { .. } | Self::Input { .. } | Self::Train(_) => true,
+            Self::Meet(error) => {
+                matches!(error, MeetError::Listen { .. } | MeetError::Loopback { .. } | MeetError::Refused { .. })
+            }
+            Self::Elsewhere { refused, .. } => *refused,
+            Self::Record(error) => error.is_input(),
+            Self::Start { .. } | Self::Exchange { .. } | Self::Unrecorded { .. } => false,
+        }
+    }
 }
 
 /// An error and its causes, outermost first: messages and findings hold no links.

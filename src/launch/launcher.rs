@@ -27,7 +27,7 @@ use super::trial::{TrialEnd, Watch};
 const CALIBRATION_STEPS: usize = 5;
 
 /// The program that ranks run, with the argument `rank`: this very one, also if its file was replaced meanwhile.
-const PROGRAM: &str = "/proc/self/exe";
+pub(super) const PROGRAM: &str = "/proc/self/exe";
 
 /// How a launch ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -185,7 +185,8 @@ impl Launcher<'_> {
         end
     }
 
-    fn assignment(
+    /// What one rank of `trial` is told.
+    pub(super) fn assignment(
         &self,
         plan: &Plan,
         trial: &Trial,
@@ -200,6 +201,7 @@ impl Launcher<'_> {
             Exchange::Solo => "solo",
             Exchange::SharedMemory { .. } => "shm",
             Exchange::Nccl => "nccl",
+            Exchange::Mpi => "mpi",
         };
         let (data_rank, data_world) = match trial.arm {
             Arm::Solo => (share.index, plan.shares.len()),
@@ -238,7 +240,8 @@ impl Launcher<'_> {
         }
     }
 
-    fn write_findings(&self, end: &Launched) -> Result<(), LaunchError> {
+    /// Writes `launch.json`.
+    pub(super) fn write_findings(&self, end: &Launched) -> Result<(), LaunchError> {
         let findings = match end {
             Launched::Completed => Vec::new(),
             Launched::Failed(finding) => vec![finding.clone()],
@@ -257,7 +260,7 @@ impl Launcher<'_> {
 }
 
 /// The memory in which the ranks of a ddp trial keep and reduce their gradients.
-fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, LaunchError> {
+pub(super) fn shared_memory(plan: &Plan, trial: &Trial) -> Result<Option<SharedMemory>, LaunchError> {
     let world = trial.shares.len();
     if trial.arm != Arm::Ddp || world == 1 || plan.device == Device::Cuda {
         return Ok(None);

@@ -48,6 +48,18 @@ pub(super) enum Exchange {
     },
     /// Through NCCL; the ranks meet over an id that rank 0 makes.
     Nccl,
+    /// Through MPI, which the rank has joined before it read its assignment.
+    Mpi,
+}
+
+/// What a rank that begins with MPI reads before its assignment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Invite {
+    /// On rank 0 what MPI carries to all, at most 1 KiB.
+    pub(super) text: Option<String>,
+    /// Whether the rank goes on with MPI; otherwise it leaves it and begins anew, alone with its assignment.
+    pub(super) keep: bool,
 }
 
 /// What a rank reads after its assignment.
@@ -71,6 +83,11 @@ pub(super) enum Message {
     /// Something that people should know about the start.
     Remark {
         /// In words.
+        text: String,
+    },
+    /// What MPI brought from rank 0.
+    Invited {
+        /// See [`Invite`].
         text: String,
     },
     /// It is at work on something that takes longer than a step.

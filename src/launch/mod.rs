@@ -2,21 +2,31 @@
 //! Knows trials, ranks and limits; hides pipes, signals and pinning.
 //! Never chooses anything while a plan runs, and never leaves a process behind.
 
+mod callers;
+mod crew;
 mod error;
+mod host;
 mod launcher;
 mod measure;
+mod meeting;
 mod message;
+mod mpi_start;
 mod nccl_log;
+mod place;
 mod plan;
 mod rank;
 mod ranks;
 mod shares;
 mod telemetry;
 mod trial;
+mod worker;
 
 pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
 pub use measure::{LinkSite, Measured, Measurer, Wish, link_main};
+pub use meeting::{MeetError, TOKEN_VARIABLE};
+pub use place::{JobLauncher, JobPlace, MeetingPlace, PlaceError};
 pub use plan::{Wanted, extended, plan};
 pub use rank::{SHARED_CTAS, rank_main};
 pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares, shares_of};
+pub use worker::{Job, Worked, can_work, work};

@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(feature = "mpi")]
+use crate::comm::Communicator;
 use crate::comm::{CommError, Nccl, Shard, Shm, Solo};
-use crate::device::cuda::{Breaker, CudaError, Gpu, NcclId, NcclLibrary, NcclSettings};
+use crate::device::cuda::{CudaError, Gpu, NcclId, NcclLibrary, NcclSettings};
 use crate::device::{self, Clock, CpuTimes, Floats};
 use crate::record::{EndReason, RankWriter, RecordError, RunEnd};
 use crate::train::{
@@ -23,6 +25,7 @@ use crate::units::Seconds;
 
 use super::error::chain;
 use super::message::{Assignment, Cause, Exchange, Message, Order};
+use super::mpi_start::{Joined, fits, leave};
 use super::nccl_log;
 
 /// Steps that may wait for their record to be written; beyond it the rank waits too.
@@ -33,7 +36,7 @@ const GAVE_UP: u8 = 1;
 
 /// Why a rank gave up.
 #[derive(Debug)]
-struct GaveUp {
+pub(super) struct GaveUp {
     cause: Cause,
     text: String,
     blames: Option<usize>,
@@ -44,8 +47,15 @@ impl GaveUp {
         Self { cause, text: chain(error), blames: None }
     }
 
-    fn other(error: impl Error + 'static) -> Self {
+    pub(super) fn other(error: impl Error + 'static) -> Self {
         Self::new(Cause::Other, &error)
+    }
+
+    /// Says why, and gives the exit code.
+    fn said(self) -> ExitCode {
+        let Self { cause, text, blames } = self;
+        say(&Message::Failed { cause, text, blames });
+        GAVE_UP.into()
     }
 
     fn of_comm(error: &CommError, whole: &(dyn Error + 'static)) -> Self {
@@ -91,14 +101,14 @@ impl From<CommError> for GaveUp {
 }
 
 /// What the launcher ordered last, for the training loop to look at between steps.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 struct Ordered(Arc<Orders>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Orders {
     end: AtomicU8,
-    /// What ends every wait for other GPUs.
-    breaker: Mutex<Option<Breaker>>,
+    /// What ends every wait for other ranks.
+    breaker: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Ordered {
@@ -108,13 +118,13 @@ impl Ordered {
         let breaker = self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(breaker) = breaker {
             // it may wait for the GPU; whoever listens to orders must not
-            thread::spawn(move || breaker.abort());
+            thread::spawn(breaker);
         }
     }
 
     /// Takes what ends the waits; at once, if the order came before.
-    fn arm(&self, breaker: Breaker) {
-        *self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner) = Some(breaker);
+    fn arm(&self, breaker: impl FnOnce() + Send + 'static) {
+        *self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(breaker));
         if let Some(reason) = self.to_end() {
             self.set(reason);
         }
@@ -130,28 +140,31 @@ impl Ordered {
     }
 }
 
-/// The whole life of a rank's process. stdin brings the assignment and orders, stdout takes messages.
+/// The whole life of a rank's process. stdin brings the assignment and orders, stdout takes messages. With `mpi` it first
+/// joins MPI, as a worker of a job over several hosts wants it.
 #[must_use]
-pub fn rank_main() -> ExitCode {
+pub fn rank_main(mpi: bool) -> ExitCode {
+    let joined = match mpi.then(Joined::begin).transpose() {
+        Ok(joined) => joined,
+        Err(gave_up) => return gave_up.said(),
+    };
     let mut line = String::new();
     let assignment = match io::stdin().lock().read_line(&mut line) {
         Ok(_) => serde_json::from_str::<Assignment>(&line),
         Err(error) => Err(serde_json::Error::io(error)),
     };
     let result = match assignment {
-        Ok(assignment) => live(assignment),
+        Ok(assignment) => live(assignment, joined),
         Err(error) => Err(GaveUp { cause: Cause::Other, text: format!("no assignment: {error}"), blames: None }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(GaveUp { cause, text, blames }) => {
-            say(&Message::Failed { cause, text, blames });
-            GAVE_UP.into()
-        }
+        Err(gave_up) => gave_up.said(),
     }
 }
 
-fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
+fn live(mut assignment: Assignment, mut joined: Option<Joined>) -> Result<(), GaveUp> {
+    fits(assignment.exchange, joined.is_some())?;
     if assignment.gpu_sharers == 1 {
         device::end_with_parent(assignment.launcher).map_err(GaveUp::other)?;
     }
@@ -164,7 +177,7 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
     let (meet, ids) = mpsc::sync_channel(1);
     let ordered = Ordered::default();
     obey((go, meet), ordered.clone(), assignment.limits.stop_s)?;
-    let mut training = training(&assignment, &ordered, &ids)?;
+    let mut training = training(&assignment, &ordered, &ids, &mut joined)?;
     assignment.head.software.extend(training.software());
     // a log that cannot be read leaves the way unknown; the training does not depend on it
     let text = log.and_then(|log| fs::read_to_string(log).ok());
@@ -212,6 +225,8 @@ fn live(mut assignment: Assignment) -> Result<(), GaveUp> {
             writer.end(&end)?;
             if whole {
                 say(&Message::Done);
+                drop(training);
+                leave(joined);
             }
             Ok(())
         }
@@ -265,7 +280,12 @@ fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWr
 }
 
 /// Builds the training on the device of its share, with the exchange that the trial asks for.
-fn training(assignment: &Assignment, ordered: &Ordered, ids: &Receiver<NcclId>) -> Result<Training, GaveUp> {
+fn training(
+    assignment: &Assignment,
+    ordered: &Ordered,
+    ids: &Receiver<NcclId>,
+    joined: &mut Option<Joined>,
+) -> Result<Training, GaveUp> {
     let head = &assignment.head;
     let data = DataShare { rank: assignment.data_rank, world: assignment.data_world };
     if let Some(address) = &head.share.gpu {
@@ -285,6 +305,10 @@ fn training(assignment: &Assignment, ordered: &Ordered, ids: &Receiver<NcclId>) 
         Exchange::Solo => (Reducer::threaded(Solo)?, own()?),
         // NCCL sums on GPUs
         Exchange::Nccl => unreachable!("a rank without a GPU was told to meet others over NCCL"),
+        Exchange::Mpi => {
+            let lengths = exchanged_lengths(&head.config, head.world)?;
+            (over_mpi(assignment, ordered, joined)?, lengths.into_iter().map(Floats::zeros).collect())
+        }
         Exchange::SharedMemory { fd } => {
             let lengths = exchanged_lengths(&head.config, head.world)?;
             let (shm, buckets) = Shm::join(fd, head.rank, head.world, &lengths, assignment.limits.step_s)?;
@@ -293,6 +317,23 @@ fn training(assignment: &Assignment, ordered: &Ordered, ids: &Receiver<NcclId>) 
     };
     let trainer = Trainer::new(&head.config, data, head.share.cpus.len(), reducer, buckets)?;
     Ok(Training::Cpu(Box::new(trainer)))
+}
+
+/// Sums through MPI, which this rank has joined.
+#[cfg(feature = "mpi")]
+fn over_mpi(assignment: &Assignment, ordered: &Ordered, joined: &mut Option<Joined>) -> Result<Reducer, GaveUp> {
+    let head = &assignment.head;
+    let mpi = joined.as_mut().and_then(|joined| joined.communicator(assignment.limits.step_s));
+    let mpi = mpi.filter(|mpi| (mpi.rank(), mpi.world()) == (head.rank, head.world));
+    let mpi =
+        mpi.ok_or_else(|| GaveUp::other(io::Error::other("MPI numbers the ranks otherwise than their launcher")))?;
+    ordered.arm(mpi.breaker());
+    Ok(Reducer::threaded(mpi)?)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn over_mpi(_: &Assignment, _: &Ordered, _: &mut Option<Joined>) -> Result<Reducer, GaveUp> {
+    Joined::begin().map(|_| Reducer::none())
 }
 
 /// Tells NCCL by its environment, before any thread could read that, what was asked for; gives the file of its log.
@@ -355,8 +396,9 @@ fn meet(
         cta_policy: head.nccl.cta_policy,
     };
     let limits = (assignment.limits.meet_s, assignment.limits.step_s);
-    let nccl = Nccl::join(gpu, &id, (head.rank, head.world), settings, limits, |breaker| ordered.arm(breaker))
-        .map_err(|source| TrainError::Exchange { step: 0, source: source.into() })?;
+    let nccl =
+        Nccl::join(gpu, &id, (head.rank, head.world), settings, limits, |breaker| ordered.arm(move || breaker.abort()))
+            .map_err(|source| TrainError::Exchange { step: 0, source: source.into() })?;
     Ok(Reducer::queued(NcclQueue::new(nccl)))
 }
 
@@ -389,7 +431,7 @@ fn obey((go, meet): (SyncSender<()>, SyncSender<NcclId>), ordered: Ordered, limi
 }
 
 /// Says one line. A launcher that is gone cannot hear it, which `obey` notices.
-fn say(message: &Message) {
+pub(super) fn say(message: &Message) {
     let mut stdout = io::stdout().lock();
     let _ = serde_json::to_writer(&mut stdout, message)
         .map_err(io::Error::from)

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::device::is_stopped;
 use crate::units::Seconds;
 
 use super::LaunchError;
+use super::crew::Crew;
 use super::message::{Assignment, Message, Order};
 
 /// A rank says nothing longer.
@@ -42,14 +43,15 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Ranks {
     ranks: Vec<RankProcess>,
+    logs: Vec<PathBuf>,
     heard: Receiver<(usize, Heard)>,
 }
 
+/// The process of one rank.
 #[derive(Debug)]
-struct RankProcess {
+pub(super) struct RankProcess {
     child: Child,
     orders: ChildStdin,
-    log: PathBuf,
     status: Option<ExitStatus>,
 }
 
@@ -60,56 +62,19 @@ impl Ranks {
     /// A process cannot be started; those already started are stopped.
     pub(super) fn start(program: &Path, assignments: &[Assignment]) -> Result<Self, LaunchError> {
         let (say, heard) = mpsc::channel();
-        let mut ranks = Self { ranks: Vec::new(), heard };
+        let mut ranks = Self { ranks: Vec::new(), logs: Vec::new(), heard };
         for (rank, assignment) in assignments.iter().enumerate() {
             let fail = |source| LaunchError::Start { rank, source };
-            let process = RankProcess::start(program, assignment, rank, say.clone()).map_err(fail)?;
+            let log = assignment.file.with_extension("log");
+            let stderr = File::create(&log).map_err(fail)?;
+            let say = say.clone();
+            let hear = move |heard| say.send((rank, heard)).is_ok();
+            let mut process = RankProcess::start(program, &[], stderr.into(), hear).map_err(fail)?;
+            process.tell(assignment);
             ranks.ranks.push(process);
+            ranks.logs.push(log);
         }
         Ok(ranks)
-    }
-
-    /// The next thing heard, or nothing within `wait`.
-    pub(super) fn hear(&self, wait: Duration) -> Option<(usize, Heard)> {
-        self.heard.recv_timeout(wait).ok()
-    }
-
-    /// Sends an order to all. A rank that is gone cannot hear it, which shows elsewhere.
-    pub(super) fn order(&mut self, order: &Order) {
-        for rank in &mut self.ranks {
-            let _ = send(&mut rank.orders, order);
-        }
-    }
-
-    /// Whether somebody has stopped a rank's process (SIGSTOP, a debugger).
-    pub(super) fn is_stopped(&self, rank: usize) -> bool {
-        is_stopped(self.ranks[rank].child.id())
-    }
-
-    /// How a rank's process ended, if it has.
-    pub(super) fn status(&mut self, rank: usize) -> Option<ExitStatus> {
-        let process = &mut self.ranks[rank];
-        if process.status.is_none() {
-            process.status = process.child.try_wait().ok().flatten();
-        }
-        process.status
-    }
-
-    /// The last lines that a rank wrote to stderr.
-    pub(super) fn last_words(&self, rank: usize) -> String {
-        let text = tail(&self.ranks[rank].log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-        lines[lines.len().saturating_sub(3)..].join("; ")
-    }
-
-    /// Waits for all to end by themselves until `limit`, then kills the rest.
-    pub(super) fn finish(&mut self, limit: Seconds) {
-        self.wait(limit);
-        for process in self.ranks.iter_mut().filter(|process| process.status.is_none()) {
-            let _ = process.child.kill();
-        }
-        // a process that even a kill does not end hangs in the kernel; it is left to it
-        self.wait(KILLED_LIMIT);
     }
 
     fn wait(&mut self, limit: Seconds) {
@@ -120,41 +85,117 @@ impl Ranks {
     }
 }
 
+impl Crew for Ranks {
+    const CUT_OFF: &'static str = "closed its pipe";
+    const GATHER: Duration = Duration::from_millis(400);
+
+    fn hear(&mut self, wait: Duration) -> Option<(usize, Heard)> {
+        self.heard.recv_timeout(wait).ok()
+    }
+
+    fn order(&mut self, order: &Order) {
+        self.ranks.iter_mut().for_each(|rank| rank.tell(order));
+    }
+
+    fn is_stopped(&self, rank: usize) -> bool {
+        self.ranks[rank].is_stopped()
+    }
+
+    fn status(&mut self, rank: usize) -> Option<ExitStatus> {
+        self.ranks[rank].status()
+    }
+
+    fn last_words(&self, rank: usize) -> String {
+        let text = tail(&self.logs[rank]).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(3)..].join("; ")
+    }
+
+    fn finish(&mut self, limit: Seconds) {
+        self.wait(limit);
+        self.ranks.iter_mut().for_each(RankProcess::kill);
+        // a process that even a kill does not end hangs in the kernel; it is left to it
+        self.wait(KILLED_LIMIT);
+    }
+}
+
 impl Drop for Ranks {
     /// Whatever happens above, no process stays behind and no empty log file either.
     fn drop(&mut self) {
         self.finish(Seconds(0.0));
-        for process in &self.ranks {
-            if fs::metadata(&process.log).is_ok_and(|log| log.len() == 0) {
-                let _ = fs::remove_file(&process.log);
+        for log in &self.logs {
+            if fs::metadata(log).is_ok_and(|log| log.len() == 0) {
+                let _ = fs::remove_file(log);
             }
         }
     }
 }
 
 impl RankProcess {
-    fn start(program: &Path, assignment: &Assignment, rank: usize, say: Sender<(usize, Heard)>) -> io::Result<Self> {
-        let log = assignment.file.with_extension("log");
+    /// Starts `program rank` with further `arguments`; `hear` takes what it says on stdout, and says whether it goes on
+    /// listening.
+    pub(super) fn start(
+        program: &Path,
+        arguments: &[&str],
+        stderr: Stdio,
+        hear: impl Fn(Heard) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
         let mut child = Command::new(program)
             .arg0("rigscale")
             .arg("rank")
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(&log)?)
+            .stderr(stderr)
             // a group of its own: Ctrl-C reaches the launcher alone, which ends its ranks in order
             .process_group(0)
             .spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        thread::Builder::new().name(format!("rank {rank} says")).spawn(move || listen(stdout, rank, &say))?;
-        // a rank that dies at once closes the pipe; its status will tell, not this write
-        let _ = send(&mut orders, assignment);
-        Ok(Self { child, orders, log, status: None })
+        let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        thread::Builder::new().name("rank says".into()).spawn(move || listen(stdout, hear))?;
+        Ok(Self { child, orders, status: None })
+    }
+
+    /// Tells it one line. A rank that is gone cannot hear it, which its status tells.
+    pub(super) fn tell(&mut self, line: &impl serde::Serialize) {
+        let _ = send(&mut self.orders, line);
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn status(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
+    }
+
+    /// Whether somebody has stopped it (SIGSTOP, a debugger).
+    pub(super) fn is_stopped(&self) -> bool {
+        is_stopped(self.child.id())
+    }
+
+    /// Ends it, if it has not ended.
+    pub(super) fn kill(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+        }
+    }
+
+    /// Waits for it to end by itself until `limit`, then kills it.
+    pub(super) fn finish(&mut self, limit: Seconds) -> Option<ExitStatus> {
+        for limit in [limit, KILLED_LIMIT] {
+            let deadline = Instant::now() + Duration::from_secs_f64(limit.0.max(0.0));
+            while self.status().is_none() && Instant::now() < deadline {
+                thread::sleep(STOP_POLL);
+            }
+            self.kill();
+        }
+        self.status
     }
 }
 
 /// Passes on what a rank says, line by line, until it closes its stdout or says something endless.
-fn listen(stdout: ChildStdout, rank: usize, say: &Sender<(usize, Heard)>) {
+fn listen(stdout: ChildStdout, hear: impl Fn(Heard) -> bool) {
     let mut lines = BufReader::new(stdout);
     loop {
         let mut line = String::new();
@@ -163,7 +204,7 @@ fn listen(stdout: ChildStdout, rank: usize, say: &Sender<(usize, Heard)>) {
             Ok(_) => serde_json::from_str(&line).map_or_else(|_| Heard::Garbled(line), Heard::Said),
         };
         let over = !matches!(heard, Heard::Said(_));
-        if say.send((rank, heard)).is_err() || over {
+        if !hear(heard) || over {
             return;
         }
     }

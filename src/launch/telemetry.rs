@@ -50,20 +50,27 @@ impl Telemetry {
     /// # Errors
     /// The file cannot be written.
     pub(super) fn of(plan: &Plan, trial: &Trial, epoch: Seconds, place: &Path) -> Result<Option<Self>, RecordError> {
-        let gpus = gpus(&plan.shares, trial);
+        Self::on(gpus(&plan.shares, trial), &trial.name, epoch, &place.join(GPU_FILE))
+    }
+
+    /// Begins to sample `gpus`, PCI addresses of this host, into the file at `path`; none if there is none.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn on(gpus: Vec<String>, trial: &str, epoch: Seconds, path: &Path) -> Result<Option<Self>, RecordError> {
         if gpus.is_empty() {
             return Ok(None);
         }
         let head = GpuHead {
             schema: SCHEMA,
             rigscale: env!("CARGO_PKG_VERSION").into(),
-            trial: trial.name.clone(),
+            trial: trial.into(),
             gpus,
             interval_s: Seconds(INTERVAL.as_secs_f64()),
             epoch_s: epoch,
         };
         let sample = ask(head.gpus.clone());
-        Self::start(head, &place.join(GPU_FILE), sample).map(Some)
+        Self::start(head, path, sample).map(Some)
     }
 
     /// Begins to sample by `sample`, which is called on a thread of its own and may take its time.

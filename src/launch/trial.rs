@@ -10,14 +10,12 @@ use crate::record::{Finding, Limits, Severity};
 use crate::units::Seconds;
 
 use super::LaunchError;
+use super::crew::Crew;
 use super::message::{Cause, Message, Order};
-use super::ranks::{Heard, Ranks};
+use super::ranks::Heard;
 
 /// How often the limits and the user's interruption are looked at.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// When a rank fails, others often fail of it within moments; for so long evidence is gathered before one is named.
-const GATHER: Duration = Duration::from_millis(400);
 
 /// A launcher that has not looked for so long was stopped or blocked itself.
 const ABSENCE: Duration = Duration::from_secs(1);
@@ -37,11 +35,11 @@ pub(super) enum TrialEnd {
 }
 
 /// The state of one trial.
-pub(super) struct Watch<'a> {
+pub(super) struct Watch<'a, C> {
     trial: &'a str,
     limits: &'a Limits,
     remark: &'a dyn Fn(&str),
-    ranks: Ranks,
+    ranks: C,
     seen: Vec<Seen>,
     /// The id under which ranks meet over NCCL, until they were told to.
     id: Option<NcclId>,
@@ -70,15 +68,9 @@ enum Trouble {
     Stuck { rank: usize, code: &'static str, doing: &'static str, limit: Seconds },
 }
 
-impl<'a> Watch<'a> {
+impl<'a, C: Crew> Watch<'a, C> {
     /// Begins to watch ranks that were just started; `remark` hears what they have to say about their start.
-    pub(super) fn new(
-        trial: &'a str,
-        limits: &'a Limits,
-        remark: &'a dyn Fn(&str),
-        ranks: Ranks,
-        world: usize,
-    ) -> Self {
+    pub(super) fn new(trial: &'a str, limits: &'a Limits, remark: &'a dyn Fn(&str), ranks: C, world: usize) -> Self {
         let started = Instant::now();
         let seen = vec![Seen { meets: false, ready: false, done: false, steps: 0, last: started }; world];
         Self { trial, limits, remark, ranks, seen, id: None, started, released: None, looked: started }
@@ -147,8 +139,8 @@ impl<'a> Watch<'a> {
         seen.last = Instant::now();
         match heard {
             Heard::Said(Message::Remark { text }) => (self.remark)(&text),
-            // `seen.last` says it
-            Heard::Said(Message::Busy) => {}
+            // `seen.last` says it; an invitation is for the worker that started the rank
+            Heard::Said(Message::Busy | Message::Invited { .. }) => {}
             Heard::Said(Message::Meets { id }) => {
                 seen.meets = true;
                 self.id = self.id.take().or(id);
@@ -214,7 +206,7 @@ impl<'a> Watch<'a> {
     /// Gathers what other ranks say of the same failure, ends them all and names the first.
     fn fail(mut self, first: Trouble) -> Result<TrialEnd, LaunchError> {
         let mut troubles = vec![first];
-        let until = Instant::now() + GATHER;
+        let until = Instant::now() + C::GATHER;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if let Some((rank, heard)) = self.ranks.hear(left) {
                 troubles.extend(self.note(rank, heard));
@@ -242,6 +234,8 @@ impl<'a> Watch<'a> {
             .collect();
         let weight = |trouble: &&Trouble| match trouble {
             Trouble::Exited { rank, .. } if told.contains(rank) => 9,
+            // whoever ended with a code may have done so because of another
+            Trouble::Exited { status: Some(status), .. } if status.code().is_some() => 1,
             Trouble::Exited { .. } => 0,
             Trouble::Garbled { .. } => 1,
             Trouble::Failed { cause: Cause::Unmet | Cause::PeerLost, .. } => 6,
@@ -268,7 +262,7 @@ impl<'a> Watch<'a> {
         let steps = |rank: usize| self.seen.get(rank).map_or(0, |seen| seen.steps);
         let (code, rank, seen, remedy) = match trouble {
             Trouble::Exited { rank, status } => {
-                let how = status.map_or_else(|| "closed its pipe".to_owned(), exit_words);
+                let how = status.map_or_else(|| C::CUT_OFF.to_owned(), exit_words);
                 let words = self.ranks.last_words(*rank);
                 let words = if words.is_empty() { String::new() } else { format!("; it wrote: {words}") };
                 ("rank-died", *rank, format!("rank {rank} {how} after {} steps{words}", steps(*rank)), DIED)

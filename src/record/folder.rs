@@ -104,6 +104,13 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder at this path, whatever is there: for a rank that rank 0's folder may not reach, and that makes what it
+    /// needs itself.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
     /// An existing run folder.
     ///
     /// # Errors

@@ -1,0 +1,703 @@
+//! Where workers of one job meet: rank 0 listens, the others come, each side proves that it knows the job's token.
+//!
+//! Lines of JSON over TCP, bounded in length and in time. Rank 0 speaks first and a worker says nothing to anyone who does
+//! not greet as rank 0 does, so that a stranger's service on a port that is tried hears nothing it could choke on.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::device::Clock;
+use crate::units::Seconds;
+
+use super::place::{JobPlace, MeetingPlace};
+
+/// No line is longer: the largest holds a plan's share and a finding.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// A handshake takes round trips, not seconds; who is slower makes room for others.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// One port is tried for so long before the next.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often a worker tries to find rank 0, and rank 0 looks who has come.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// A peer that takes nothing for so long is given up: what it is told is short.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Strangers that may be in the middle of a handshake beside the job's own ranks.
+const STRANGERS_MAX: usize = 16;
+
+/// Round trips by which a worker learns how rank 0's clock stands beside its own; the shortest counts.
+const CLOCK_TRIPS: usize = 8;
+
+/// File in the run folder through which workers of one host find rank 0, until all have.
+const NOTICE: &str = "meeting.json";
+
+/// Name and version of what is spoken.
+const PROTOCOL: &str = "rigscale-meeting-1";
+
+/// Variable that holds a secret which workers of several hosts share.
+pub const TOKEN_VARIABLE: &str = "RIGSCALE_TOKEN";
+
+/// Why the ranks of a job did not meet, or lost each other.
+#[derive(Debug, Error)]
+pub enum MeetError {
+    /// Rank 0 cannot listen.
+    #[error("could not listen on {place}; name another with --meet HOST:PORT, an address of rank 0's host")]
+    Listen {
+        /// Host and ports.
+        place: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The name leads to the loopback interface, which other hosts cannot reach.
+    #[error(
+        "{host} is the loopback interface on rank 0's host, which other hosts cannot reach; name an address of its \
+         network with --meet ADDRESS:PORT"
+    )]
+    Loopback {
+        /// As named.
+        host: String,
+    },
+    /// How workers of one host find rank 0 could not be written.
+    #[error("could not write {path}, by which workers of this host find rank 0")]
+    Notice {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Not everyone came to rank 0.
+    #[error(
+        "rank {missing} did not come to meet within {limit}; see whether it was started, and whether it can reach {place}"
+    )]
+    Late {
+        /// Ranks.
+        missing: String,
+        /// How long was waited.
+        limit: Seconds,
+        /// Where.
+        place: String,
+    },
+    /// Rank 0 was not found.
+    #[error("did not meet rank 0 at {place} within {limit}: {last}")]
+    NotMet {
+        /// Where.
+        place: String,
+        /// How long was waited.
+        limit: Seconds,
+        /// How the last try ended.
+        last: String,
+    },
+    /// Rank 0 does not take this worker.
+    #[error("rank 0 refuses this worker: {why}")]
+    Refused {
+        /// In its words.
+        why: String,
+    },
+    /// The user, or the launcher, ended the job while ranks met.
+    #[error("the job was ended while its ranks met")]
+    Interrupted,
+}
+
+/// A shared secret of 32 bytes; nothing shows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token([u8; 32]);
+
+impl Token {
+    fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// For ranks of several hosts that cannot be handed one: from the job's name and the secret that the user set. A
+    /// job's name keeps other jobs out, not somebody who means it; the secret does.
+    fn of_job(job: &str, secret: &str) -> Self {
+        Self(digest(&[job.as_bytes(), secret.as_bytes()]))
+    }
+
+    /// What proves to the other side that this one knows the token: SHA-256 over the token and a hash of token, role and
+    /// both sides' numbers, which are new for each connection.
+    fn proof(&self, role: &str, numbers: [&str; 2]) -> String {
+        let inner = digest(&[&self.0, role.as_bytes(), numbers[0].as_bytes(), numbers[1].as_bytes()]);
+        hex(&digest(&[&self.0, &inner]))
+    }
+}
+
+/// SHA-256 over parts, each after its length.
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    (digits.len() == 64).then(|| bytes.try_into().ok())?
+}
+
+/// All that a worker must know to find rank 0.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Invitation {
+    host: String,
+    ports: Vec<u16>,
+    token: String,
+}
+
+impl Invitation {
+    /// To a place that every rank knows.
+    pub(super) fn to(place: &MeetingPlace, job: &JobPlace) -> Self {
+        let secret = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
+        let token = hex(&Token::of_job(&job.job, &secret).0);
+        Self { host: place.host.clone(), ports: place.ports.clone(), token }
+    }
+
+    fn token(&self) -> Option<Token> {
+        unhex(&self.token).map(Token)
+    }
+
+    fn place(&self) -> String {
+        let [first, .., last] = self.ports[..] else { return format!("{}:{}", self.host, self.ports[0]) };
+        format!("{}:{first}-{last}", self.host)
+    }
+}
+
+/// What rank 0 says first.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Greeting {
+    protocol: String,
+    number: String,
+}
+
+/// What a worker answers.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Introduction<H> {
+    number: String,
+    proof: String,
+    hello: H,
+}
+
+/// How rank 0 answers a worker that knows the token.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Welcome {
+    proof: String,
+    refused: Option<String>,
+}
+
+/// A question for rank 0's clock, and its answer.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClockTrip {
+    now_s: Seconds,
+}
+
+/// One side of a connection between rank 0 and a worker.
+#[derive(Debug)]
+pub(super) struct Line {
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+}
+
+impl Line {
+    fn of(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
+        stream.set_write_timeout(Some(WRITE_LIMIT))?;
+        Ok(Self { reader: BufReader::new(stream.try_clone()?), writer: stream })
+    }
+
+    /// Takes it apart; reads no longer end by themselves, so that a thread can wait for them.
+    pub(super) fn split(self) -> io::Result<(Lines, Speech)> {
+        self.writer.set_read_timeout(None)?;
+        Ok((Lines(self.reader), Speech(self.writer)))
+    }
+
+    fn read<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        read(&mut self.reader)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn write(&mut self, value: &impl Serialize) -> io::Result<()> {
+        write(&mut self.writer, value)
+    }
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub(super) struct Lines(BufReader<TcpStream>);
+
+impl Lines {
+    /// The next line; none at the end.
+    pub(super) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        read(&mut self.0)
+    }
+}
+
+/// What goes out. Dropping it ends the connection for both sides.
+#[derive(Debug)]
+pub(super) struct Speech(TcpStream);
+
+impl Speech {
+    /// Says one line. Who does not take it within a moment is given up.
+    pub(super) fn say(&mut self, value: &impl Serialize) -> io::Result<()> {
+        write(&mut self.0, value).inspect_err(|_| drop(self.0.shutdown(std::net::Shutdown::Both)))
+    }
+}
+
+impl Drop for Speech {
+    fn drop(&mut self) {
+        // a thread that reads from the same connection must not outlive it
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn read<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = String::new();
+    let read = reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)?;
+    if read > 0 && !line.ends_with('\n') {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without end"));
+    }
+    if read == 0 { Ok(None) } else { Ok(Some(serde_json::from_str(&line)?)) }
+}
+
+fn write(writer: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    writer.write_all(&line)
+}
+
+/// By rank, what each worker said about itself, and its connection; none for those that did not come.
+pub(super) type Come<H> = Vec<Option<(H, Line)>>;
+
+/// Rank 0's side while ranks meet.
+pub(super) struct Meeting {
+    listener: TcpListener,
+    invitation: Invitation,
+    token: Token,
+    /// Removed once the meeting is over.
+    notice: Option<PathBuf>,
+}
+
+impl Meeting {
+    /// For ranks of this host alone: on the loopback interface, under a port and a token that a file in `folder`, which
+    /// only this user can read, gives to the others.
+    ///
+    /// # Errors
+    /// The host refuses, or the file cannot be written.
+    pub(super) fn on_this_host(folder: &Path) -> Result<Self, MeetError> {
+        let place = MeetingPlace { host: Ipv4Addr::LOCALHOST.to_string(), ports: vec![0] };
+        let mut meeting = Self::listen(&place, Token::random())?;
+        let path = folder.join(NOTICE);
+        publish(&path, &meeting.invitation).map_err(|source| MeetError::Notice { path: path.clone(), source })?;
+        meeting.notice = Some(path);
+        Ok(meeting)
+    }
+
+    /// For ranks of several hosts, on the interface of `place`, under the first of its ports that is free. With `random`
+    /// the token is a new one, which [`Meeting::invitation`] must carry to the others.
+    ///
+    /// # Errors
+    /// No such address, every port is taken, or it is the loopback interface.
+    pub(super) fn at(place: &MeetingPlace, job: &JobPlace, random: bool) -> Result<Self, MeetError> {
+        let known = Invitation::to(place, job).token().filter(|_| !random);
+        let meeting = Self::listen(place, known.unwrap_or_else(Token::random))?;
+        match meeting.listener.local_addr() {
+            Ok(address) if address.ip().is_loopback() && !job.one_host => {
+                Err(MeetError::Loopback { host: place.host.clone() })
+            }
+            _ => Ok(meeting),
+        }
+    }
+
+    fn listen(place: &MeetingPlace, token: Token) -> Result<Self, MeetError> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses(&place.host, &place.ports) {
+            match address.and_then(TcpListener::bind).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                Ok((listener.local_addr()?, listener))
+            }) {
+                Ok((address, listener)) => {
+                    let host = address.ip().to_string();
+                    let invitation = Invitation { host, ports: vec![address.port()], token: hex(&token.0) };
+                    return Ok(Self { listener, invitation, token, notice: None });
+                }
+                Err(error) => last = error,
+            }
+        }
+        let place = Invitation { host: place.host.clone(), ports: place.ports.clone(), token: String::new() }.place();
+        Err(MeetError::Listen { place, source: last })
+    }
+
+    /// What others need to come.
+    pub(super) fn invitation(&self) -> &Invitation {
+        &self.invitation
+    }
+
+    /// Waits until one worker for each of `world` ranks has come; gives what each said about itself, and its connection,
+    /// by rank. `refuse` says why one cannot take part, beside those that are here.
+    ///
+    /// # Errors
+    /// Not all came within `limit`, or `stop` was set; those that came are given then, too.
+    pub(super) fn gather<H: DeserializeOwned + Send + 'static>(
+        self,
+        world: usize,
+        (limit, stop): (Seconds, &AtomicBool),
+        admit: impl Fn(&H) -> Result<usize, String>,
+    ) -> (Come<H>, Result<(), MeetError>) {
+        let deadline = Instant::now() + Duration::from_secs_f64(limit.0);
+        let mut come: Come<H> = (0..world).map(|_| None).collect();
+        let (say, said) = mpsc::channel();
+        let mut away = 0;
+        while come.iter().any(Option::is_none) {
+            if stop.load(Ordering::Relaxed) {
+                return (come, Err(MeetError::Interrupted));
+            }
+            if deadline <= Instant::now() {
+                let missing: Vec<String> =
+                    (0..world).filter(|rank| come[*rank].is_none()).map(|rank| rank.to_string()).collect();
+                let place = self.invitation.place();
+                return (come, Err(MeetError::Late { missing: missing.join(", "), limit, place }));
+            }
+            if away < world + STRANGERS_MAX
+                && let Ok((stream, _)) = self.listener.accept()
+            {
+                let (token, say) = (self.token, say.clone());
+                let receive = move || drop(say.send(introduce(stream, &token).ok()));
+                away += usize::from(thread::Builder::new().name("meeting".into()).spawn(receive).is_ok());
+            }
+            while let Ok(introduced) = said.try_recv() {
+                away -= 1;
+                let Some((hello, line, welcome)) = introduced else { continue };
+                let rank = admit(&hello).and_then(|rank| match come.get(rank) {
+                    Some(None) => Ok(rank),
+                    Some(Some(_)) => Err(format!("two workers call themselves rank {rank}")),
+                    None => Err(format!("there is no rank {rank} in a job of {world}")),
+                });
+                if let Some((rank, line)) = welcomed(line, welcome, rank) {
+                    come[rank] = Some((hello, line));
+                }
+            }
+            thread::sleep(AGAIN);
+        }
+        (come, Ok(()))
+    }
+}
+
+impl Drop for Meeting {
+    fn drop(&mut self) {
+        if let Some(notice) = &self.notice {
+            let _ = fs::remove_file(notice);
+        }
+    }
+}
+
+/// The addresses of a host under each port, in order of the ports.
+fn addresses(host: &str, ports: &[u16]) -> Vec<io::Result<SocketAddr>> {
+    let of = |port: &u16| match (host, *port).to_socket_addrs() {
+        Ok(found) => found.map(Ok).collect(),
+        Err(error) => vec![Err(error)],
+    };
+    ports.iter().flat_map(of).collect()
+}
+
+/// Writes the invitation so that it is whole once it is there, for this user's eyes only.
+fn publish(path: &Path, invitation: &Invitation) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(&serde_json::to_vec(invitation)?)?;
+    fs::rename(draft, path)
+}
+
+/// Rank 0's half of the handshake: greets, and hears who knows the token.
+fn introduce<H: DeserializeOwned>(stream: TcpStream, token: &Token) -> io::Result<(H, Line, Welcome)> {
+    stream.set_nonblocking(false)?;
+    let mut line = Line::of(stream)?;
+    let own = hex(&Token::random().0);
+    line.write(&Greeting { protocol: PROTOCOL.into(), number: own.clone() })?;
+    let Introduction { number, proof, hello } = line.read()?;
+    let numbers = [own.as_str(), number.as_str()];
+    if proof != token.proof("worker", numbers) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok((hello, line, Welcome { proof: token.proof("rank 0", numbers), refused: None }))
+}
+
+/// Answers a worker; one that is taken is told the time as often as it asks, a few round trips.
+fn welcomed(mut line: Line, mut welcome: Welcome, rank: Result<usize, String>) -> Option<(usize, Line)> {
+    welcome.refused = rank.clone().err();
+    line.write(&welcome).ok()?;
+    let rank = rank.ok()?;
+    for _ in 0..CLOCK_TRIPS {
+        line.read::<ClockTrip>().ok()?;
+        line.write(&ClockTrip { now_s: Clock::monotonic() }).ok()?;
+    }
+    Some((rank, line))
+}
+
+/// A worker's way to rank 0.
+pub(super) struct Met {
+    /// The connection.
+    pub(super) line: Line,
+    /// This host's monotonic clock less that of rank 0's host, from the shortest round trip.
+    pub(super) ahead: Seconds,
+}
+
+/// Where a worker looks for rank 0.
+pub(super) enum Way<'a> {
+    /// The notice in a run folder.
+    Notice(&'a Path),
+    /// An invitation at hand.
+    Invited(Invitation),
+}
+
+/// Goes to rank 0 and introduces itself with `hello`; tries until `limit`, as rank 0 may start later.
+///
+/// # Errors
+/// Rank 0 was not found or refuses, or `stop` was set.
+pub(super) fn meet(way: &Way, hello: &impl Serialize, limit: Seconds, stop: &AtomicBool) -> Result<Met, MeetError> {
+    let deadline = Instant::now() + Duration::from_secs_f64(limit.0);
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(MeetError::Interrupted);
+        }
+        let invitation = match way {
+            Way::Invited(invitation) => Ok(invitation.clone()),
+            Way::Notice(folder) => notice(&folder.join(NOTICE)),
+        };
+        let last = match invitation.and_then(|invitation| try_all(&invitation, hello)) {
+            Ok(Ok(met)) => return Ok(met),
+            Ok(Err(why)) => return Err(MeetError::Refused { why }),
+            Err(error) => error.to_string(),
+        };
+        if deadline <= Instant::now() {
+            let place = match way {
+                Way::Invited(invitation) => invitation.place(),
+                Way::Notice(folder) => folder.join(NOTICE).display().to_string(),
+            };
+            return Err(MeetError::NotMet { place, limit, last });
+        }
+        thread::sleep(AGAIN);
+    }
+}
+
+/// The notice of rank 0 in the run folder.
+fn notice(path: &Path) -> io::Result<Invitation> {
+    let invitation: Invitation = serde_json::from_slice(&fs::read(path)?)?;
+    let loopback = invitation.host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if loopback {
+        Ok(invitation)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "it leads away from this host"))
+    }
+}
+
+/// Tries each port. Inside: why rank 0 refuses.
+fn try_all(invitation: &Invitation, hello: &impl Serialize) -> io::Result<Result<Met, String>> {
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the invitation holds no token");
+    let token = invitation.token().ok_or_else(wrong)?;
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses(&invitation.host, &invitation.ports) {
+        let tried = address.and_then(|address| TcpStream::connect_timeout(&address, CONNECT_LIMIT));
+        match tried.and_then(|stream| knock(stream, &token, hello)) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A worker's half of the handshake.
+fn knock(stream: TcpStream, token: &Token, hello: &impl Serialize) -> io::Result<Result<Met, String>> {
+    let stranger = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut line = Line::of(stream)?;
+    let greeting: Greeting = line.read().map_err(|_| stranger("somebody listens there who is not rank 0"))?;
+    if greeting.protocol != PROTOCOL {
+        return Err(stranger(&format!("rank 0 speaks {:?}, another version than this worker", greeting.protocol)));
+    }
+    let own = hex(&Token::random().0);
+    let numbers = [greeting.number.as_str(), own.as_str()];
+    line.write(&Introduction { proof: token.proof("worker", numbers), number: own.clone(), hello })?;
+    let foreign = format!("whoever listens there belongs to another job, or holds another {TOKEN_VARIABLE}");
+    let welcome: Welcome = line.read().map_err(|_| stranger(&foreign))?;
+    if welcome.proof != token.proof("rank 0", numbers) {
+        return Err(stranger(&foreign));
+    }
+    if let Some(why) = welcome.refused {
+        return Ok(Err(why));
+    }
+    let mut best: Option<(Seconds, Seconds)> = None;
+    for _ in 0..CLOCK_TRIPS {
+        let sent = Clock::monotonic();
+        line.write(&ClockTrip { now_s: sent })?;
+        let there: ClockTrip = line.read()?;
+        let back = Clock::monotonic();
+        let middle = Seconds((sent.0 + back.0) / 2.0);
+        if best.is_none_or(|(trip, _)| back - sent < trip) {
+            best = Some((back - sent, middle - there.now_s));
+        }
+    }
+    Ok(Ok(Met { line, ahead: best.map_or(Seconds(0.0), |(_, ahead)| ahead) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::JobLauncher;
+
+    const LONG: Seconds = Seconds(20.0);
+    const SHORT: Seconds = Seconds(0.5);
+
+    fn job(name: &str) -> JobPlace {
+        JobPlace {
+            launcher: JobLauncher::Torchrun,
+            rank: 0,
+            world: 2,
+            local_rank: 0,
+            one_host: true,
+            job: name.into(),
+            meeting: None,
+            mpi: false,
+        }
+    }
+
+    fn admit(rank: &usize) -> Result<usize, String> {
+        if *rank == 7 { Err("seven is refused".into()) } else { Ok(*rank) }
+    }
+
+    fn go(way: &Way, rank: usize, limit: Seconds) -> Result<Met, MeetError> {
+        meet(way, &rank, limit, &AtomicBool::new(false))
+    }
+
+    /// Rank 0 of `world`, on a thread, while `others` come.
+    fn gathered<T>(
+        meeting: Meeting,
+        world: usize,
+        limit: Seconds,
+        others: impl FnOnce() -> T,
+    ) -> (usize, Option<MeetError>, T) {
+        thread::scope(|scope| {
+            let rank_0 = scope.spawn(|| meeting.gather(world, (limit, &AtomicBool::new(false)), admit));
+            let others = others();
+            let (come, met) = rank_0.join().unwrap();
+            (come.iter().flatten().count(), met.err(), others)
+        })
+    }
+
+    #[test]
+    fn ranks_of_a_host_meet_through_a_notice_that_goes_away() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let meeting = Meeting::on_this_host(folder.path()).unwrap();
+        let notice = folder.path().join(NOTICE);
+        assert_eq!(fs::metadata(&notice).unwrap().permissions().mode() & 0o777, 0o600);
+        let way = Way::Notice(folder.path());
+        let (come, error, met) = gathered(meeting, 2, LONG, || [1, 0].map(|rank| go(&way, rank, LONG).unwrap()));
+        assert!(come == 2 && error.is_none() && !notice.exists());
+        for met in met {
+            assert!(met.ahead.0.abs() < 0.1, "the same clock: {:?}", met.ahead);
+        }
+        let error = go(&way, 1, SHORT).err().unwrap();
+        assert!(matches!(error, MeetError::NotMet { .. }), "{error}");
+        fs::write(&notice, r#"{"host":"192.0.2.1","ports":[1],"token":""}"#).unwrap();
+        let error = go(&way, 1, SHORT).err().unwrap().to_string();
+        assert!(error.ends_with("it leads away from this host"), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_somebody_holds_is_passed_over_and_hears_nothing() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let place = MeetingPlace { host: "127.0.0.1".into(), ports: vec![port, free] };
+        let meeting = Meeting::at(&place, &job("a"), false).unwrap();
+        assert_eq!(meeting.invitation().ports, [free]);
+        let heard = thread::spawn(move || {
+            let (mut stream, _) = holder.accept().unwrap();
+            stream.write_all(b"220 another service\n").unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).unwrap();
+            heard
+        });
+        let way = Way::Invited(Invitation::to(&place, &job("a")));
+        let (come, _, met) = gathered(meeting, 1, LONG, || go(&way, 0, LONG).map(drop));
+        met.unwrap();
+        assert_eq!((come, heard.join().unwrap().len()), (1, 0));
+    }
+
+    #[test]
+    fn strangers_do_not_get_in_and_what_is_refused_says_why() {
+        let place = MeetingPlace { host: "127.0.0.1".into(), ports: vec![0] };
+        let meeting = Meeting::at(&place, &job("a"), true).unwrap();
+        let own = meeting.invitation().clone();
+        let other = Invitation { token: "00".repeat(32), ..own.clone() };
+        let address = (own.host.clone(), own.ports[0]);
+        let (come, error, outcomes) = gathered(meeting, 2, Seconds(2.0), || {
+            let mut garbage = TcpStream::connect(address).unwrap();
+            garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let stranger = go(&Way::Invited(other), 1, SHORT);
+            let own = Way::Invited(own);
+            let first = go(&own, 1, LONG);
+            [stranger, go(&own, 1, LONG), go(&own, 5, LONG), go(&own, 7, LONG), first].map(|met| met.map(drop))
+        });
+        let words = outcomes.map(|outcome| outcome.err().map_or_else(String::new, |error| error.to_string()));
+        assert!(words[0].contains("belongs to another job, or holds another RIGSCALE_TOKEN"), "{}", words[0]);
+        assert!(words[1].ends_with("two workers call themselves rank 1"), "{}", words[1]);
+        assert!(words[2].ends_with("there is no rank 5 in a job of 2"), "{}", words[2]);
+        assert!(words[3].ends_with("seven is refused"), "{}", words[3]);
+        assert!(words[4].is_empty(), "{}", words[4]);
+        assert_eq!(come, 1);
+        let error = error.unwrap().to_string();
+        assert!(error.starts_with("rank 0 did not come to meet within"), "{error}");
+    }
+
+    #[test]
+    fn the_loopback_interface_joins_no_two_hosts() {
+        let place = MeetingPlace { host: "127.0.0.1".into(), ports: vec![0] };
+        let error = Meeting::at(&place, &JobPlace { one_host: false, ..job("a") }, false).err().unwrap();
+        assert!(matches!(error, MeetError::Loopback { .. }), "{error}");
+        let place = MeetingPlace { host: "192.0.2.1".into(), ports: vec![0] };
+        let error = Meeting::at(&place, &job("a"), false).err().unwrap().to_string();
+        assert!(error.contains("could not listen on 192.0.2.1:0"), "{error}");
+    }
+
+    #[test]
+    fn a_token_depends_on_job_and_secret_and_a_proof_on_everything() {
+        let token = Token::of_job("a", "");
+        assert!(token == Token::of_job("a", ""));
+        assert!(token != Token::of_job("b", "") && token != Token::of_job("a", "s") && token != Token::of_job("", "a"));
+        let proof = token.proof("worker", ["1", "2"]);
+        let others = [token.proof("rank 0", ["1", "2"]), token.proof("worker", ["2", "1"])];
+        assert!(!others.contains(&proof) && proof != Token::of_job("b", "").proof("worker", ["1", "2"]));
+        assert_eq!(unhex(&hex(&token.0)), Some(token.0));
+        for wrong in ["", "0", "zz", &"0".repeat(63), &"0".repeat(66)] {
+            assert_eq!(unhex(wrong), None);
+        }
+    }
+}

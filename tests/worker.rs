@@ -1,0 +1,471 @@
+//! Workers that another launcher starts: their places from the launchers' variables, how they meet, and how a job ends.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{rigscale, stderr};
+use rigscale::record::{RankFile, read_rank_file};
+
+/// Bound on everything that should take moments.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A worker of a smallest training, told its place by `variables` alone.
+fn worker(out: &Path, steps: usize, variables: &[(&str, String)]) -> Command {
+    let mut command = rigscale();
+    for (name, _) in std::env::vars() {
+        if ["SLURM_", "OMPI_", "PMI", "TORCHELASTIC_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.args(workload(steps)).arg("-o").arg(out).envs(variables.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+fn workload(steps: usize) -> Vec<String> {
+    let text = format!("worker --device cpu --model llama-tiny --batch 1 --context 32 --steps {steps}");
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// What torchrun sets for two ranks of one host.
+fn torchrun(rank: usize, port: u16) -> Vec<(&'static str, String)> {
+    let pairs = [("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 2)];
+    let mut all: Vec<(&str, String)> = pairs.map(|(name, value)| (name, value.to_string())).to_vec();
+    all.push(("MASTER_ADDR", "127.0.0.1".into()));
+    all.push(("MASTER_PORT", port.to_string()));
+    all.push(("TORCHELASTIC_RUN_ID", "none".into()));
+    all.push(("TORCHELASTIC_USE_AGENT_STORE", "True".into()));
+    all
+}
+
+/// What srun sets for two tasks of one node.
+fn slurm(rank: usize) -> Vec<(&'static str, String)> {
+    let names = ["SLURM_PROCID", "SLURM_LOCALID"].map(|name| (name, rank.to_string()));
+    let mut all = names.to_vec();
+    all.extend([("SLURM_NTASKS", "2".into()), ("SLURM_NNODES", "1".into()), ("SLURM_JOB_ID", "4711".into())]);
+    all.push(("SLURM_STEP_NODELIST", "node[07]".into()));
+    all
+}
+
+/// Two workers at work for minutes, once both have done some steps.
+fn running(out: &Path) -> [Child; 2] {
+    let children = [0, 1].map(|rank| worker(out, 1_000_000, &torchrun(rank, 29_500)).spawn().unwrap());
+    wait_for("some steps", || (0..2).all(|rank| lines(&rank_path(out, 2, rank)) > 10).then_some(()));
+    children
+}
+
+fn rank_path(out: &Path, world: usize, rank: usize) -> PathBuf {
+    out.join(format!("runs/launch-1_ddp-{world}/rank-{rank}.jsonl"))
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {SOON:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The rank's process of a worker.
+fn rank_of(worker: &Child) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", worker.id())).unwrap();
+    children.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn nobody_left(pids: &[u32]) {
+    let lives = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
+    };
+    wait_for("the end of every rank", || (!pids.iter().any(lives)).then_some(()));
+}
+
+fn losses(files: &[RankFile]) -> Vec<Vec<f64>> {
+    files.iter().map(|file| file.steps.iter().map(|step| step.loss).collect()).collect()
+}
+
+fn rank_files(out: &Path, world: usize) -> Vec<RankFile> {
+    (0..world).map(|rank| read_rank_file(&rank_path(out, world, rank)).unwrap()).collect()
+}
+
+/// Both workers' outcomes; both must have come to their end.
+fn outcomes(children: [Child; 2]) -> [Output; 2] {
+    children.map(|child| child.wait_with_output().unwrap())
+}
+
+#[test]
+fn torchrun_starts_workers_and_keeps_its_port() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // the agent's store
+    let store = TcpListener::bind("127.0.0.1:0").unwrap();
+    store.set_nonblocking(true).unwrap();
+    let port = store.local_addr().unwrap().port();
+    let children = [1, 0].map(|rank| worker(&out, 30, &torchrun(rank, port)).spawn().unwrap());
+    let [other, first] = outcomes(children);
+    assert_eq!(first.status.code(), Some(0), "{}", stderr(&first));
+    assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));
+    assert!(String::from_utf8_lossy(&first.stdout).contains("weights agree"));
+    assert!(other.stdout.is_empty() && other.stderr.is_empty(), "rank 0 speaks for all");
+    assert!(store.accept().is_err(), "nobody spoke to the agent's store");
+    assert!(!out.join("meeting.json").exists());
+    let files = rank_files(&out, 2);
+    assert!(files.iter().all(|file| file.head.communicator == "shm" && file.steps.len() == 30));
+    assert_eq!(files[0].head.epoch_s, files[1].head.epoch_s, "one host has one clock");
+    // the same training as our own launcher's
+    let own = folder.path().join("own");
+    let trained = common::train(&own, 30).output().unwrap();
+    assert_eq!(trained.status.code(), Some(0), "{}", stderr(&trained));
+    assert_eq!(losses(&files), losses(&rank_files(&own, 2)));
+}
+
+#[test]
+fn srun_starts_workers_and_a_missing_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let children = [0, 1].map(|rank| worker(&out, 30, &slurm(rank)).arg("--json").spawn().unwrap());
+    let [first, other] = outcomes(children);
+    assert_eq!((first.status.code(), other.status.code()), (Some(0), Some(0)), "{}", stderr(&first));
+    let record: serde_json::Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert_eq!((&record["trainings"][0]["world"], &record["trainings"][0]["ranks_agree"]), (&2.into(), &true.into()));
+    let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+    assert_eq!(analyzed.status.code(), Some(6), "{}", stderr(&analyzed));
+    fs::remove_file(rank_path(&out, 2, 1)).unwrap();
+    let analyzed = rigscale().arg("analyze").arg(&out).output().unwrap();
+    let said = String::from_utf8_lossy(&analyzed.stdout).into_owned();
+    assert!(said.contains("no file of rank 1"), "{said}");
+}
+
+#[test]
+fn a_place_that_cannot_be_is_a_usage_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let refused = |variables: &[(&str, String)], more: &[&str]| {
+        let output = worker(&out, 30, variables).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(!out.exists(), "nothing was begun");
+        stderr(&output)
+    };
+    assert!(refused(&[], &[]).contains("no launcher has started this process"));
+    let mut two = slurm(0);
+    two.extend(torchrun(1, 29_500).into_iter().filter(|(name, _)| !name.starts_with("TORCHELASTIC")));
+    assert!(refused(&two, &[]).contains("torchrun says that this is rank 1 of 2, Slurm says rank 0 of 2"));
+    assert!(refused(&torchrun(1, 29_500), &["--world", "2"]).contains("--world: torchrun has started 2 ranks"));
+    assert!(refused(&torchrun(1, 29_500), &["--meet", "a b:1"]).contains("--meet=\"a b:1\" should be HOST:PORT"));
+    let mut spread = torchrun(0, 29_500);
+    spread.push(("LOCAL_WORLD_SIZE", "1".into()));
+    assert!(refused(&spread, &[]).contains("build rigscale with `--features mpi`"));
+}
+
+#[test]
+fn workers_with_other_flags_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let first = worker(&out, 30, &torchrun(0, 29_500)).spawn().unwrap();
+    let other = worker(&out, 31, &torchrun(1, 29_500)).output().unwrap();
+    assert_eq!(other.status.code(), Some(2));
+    assert!(stderr(&other).contains("rank 1 was started with other flags than rank 0"), "{}", stderr(&other));
+    // a launcher ends the rest of a job of which one process has failed
+    signal(first.id(), "TERM");
+    assert_eq!(first.wait_with_output().unwrap().status.code(), Some(130));
+    assert!(!out.join("meeting.json").exists());
+}
+
+#[test]
+fn a_killed_worker_ends_the_job_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut children = running(&out);
+    let ranks = [rank_of(&children[0]), rank_of(&children[1])];
+    children[1].kill().unwrap();
+    let killed = Instant::now();
+    let [first, _] = outcomes(children);
+    assert!(killed.elapsed() < Duration::from_secs(5), "took {:?}", killed.elapsed());
+    assert_eq!(first.status.code(), Some(4));
+    let said = stderr(&first);
+    assert!(
+        said.contains("rank-died") && said.contains("rank 1 is gone: the connection to its worker ended"),
+        "{said}"
+    );
+    nobody_left(&ranks);
+    let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+    assert_eq!(analyzed.status.code(), Some(4), "{}", stderr(&analyzed));
+}
+
+#[test]
+fn a_killed_rank_ends_both_workers_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let children = running(&folder.path().join("run"));
+    let ranks = [rank_of(&children[0]), rank_of(&children[1])];
+    signal(ranks[0], "KILL");
+    let [first, other] = outcomes(children);
+    assert_eq!((first.status.code(), other.status.code()), (Some(4), Some(4)));
+    assert!(stderr(&first).contains("rank 0 was killed (signal 9"), "{}", stderr(&first));
+    nobody_left(&ranks);
+}
+
+#[test]
+fn workers_outlive_rank_0_only_to_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut children = running(&folder.path().join("run"));
+    let ranks = [rank_of(&children[0]), rank_of(&children[1])];
+    children[0].kill().unwrap();
+    let [_, other] = outcomes(children);
+    assert_eq!(other.status.code(), Some(4));
+    let said = stderr(&other);
+    assert!(said.contains("rank 1: the connection to rank 0 ended"), "{said}");
+    nobody_left(&ranks);
+}
+
+#[test]
+fn a_stopped_rank_is_a_hang_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let children = running(&folder.path().join("run"));
+    let ranks = [rank_of(&children[0]), rank_of(&children[1])];
+    signal(ranks[1], "STOP");
+    let [first, other] = outcomes(children);
+    assert_eq!((first.status.code(), other.status.code()), (Some(5), Some(5)), "{}", stderr(&first));
+    assert!(stderr(&first).contains("hang-rank") && stderr(&first).contains("rank 1"), "{}", stderr(&first));
+    nobody_left(&ranks);
+}
+
+#[test]
+fn a_job_that_its_launcher_ends_leaves_a_readable_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let children = running(&out);
+    let ranks = [rank_of(&children[0]), rank_of(&children[1])];
+    children.iter().for_each(|child| signal(child.id(), "TERM"));
+    // launchers repeat themselves
+    children.iter().for_each(|child| signal(child.id(), "TERM"));
+    let begun = Instant::now();
+    let [first, other] = outcomes(children);
+    assert!(begun.elapsed() < Duration::from_secs(4), "took {:?}", begun.elapsed());
+    assert_eq!((first.status.code(), other.status.code()), (Some(130), Some(130)), "{}", stderr(&first));
+    nobody_left(&ranks);
+    assert!(rank_files(&out, 2).iter().all(|file| file.steps.len() > 3));
+    let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+    assert_eq!(analyzed.status.code(), Some(6), "{}", stderr(&analyzed));
+}
+
+/// `mpirun`, which refuses root unless told twice.
+fn mpirun() -> Command {
+    let mut command = Command::new("mpirun");
+    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    command.args(["--oversubscribe"]);
+    command
+}
+
+#[test]
+#[ignore = "needs Open MPI"]
+fn mpirun_starts_workers_beside_each_other_without_the_feature() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let output = mpirun()
+        .args(["-np", "2", env!("CARGO_BIN_EXE_rigscale")])
+        .args(workload(30))
+        .arg("-o")
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(rank_files(&out, 2).iter().all(|file| file.head.communicator == "shm"));
+}
+
+/// Two hosts, as far as Open MPI can see: network namespaces with names of their own, joined by a cable.
+#[cfg(feature = "mpi")]
+mod hosts {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Gone with its namespaces, and everyone in them, when dropped.
+    pub(super) struct Hosts {
+        names: [String; 2],
+        folder: tempfile::TempDir,
+    }
+
+    const ADDRESSES: [&str; 2] = ["10.231.7.1", "10.231.7.2"];
+
+    fn ip(arguments: &str) -> Output {
+        Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed")
+    }
+
+    impl Hosts {
+        pub(super) fn new() -> Self {
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let tag = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let names = ["a", "b"].map(|host| format!("rig-{tag}-{host}"));
+            let hosts = Self { names, folder: tempfile::tempdir().unwrap() };
+            let [a, b] = &hosts.names;
+            let cable = format!("link add cable netns {a} type veth peer name cable netns {b}");
+            for command in [format!("netns add {a}"), format!("netns add {b}"), cable] {
+                let done = ip(&command);
+                assert!(done.status.success(), "ip {command}: {}: this test needs root", stderr(&done));
+            }
+            for (host, address) in [(a, ADDRESSES[0]), (b, ADDRESSES[1])] {
+                for command in [
+                    format!("-n {host} addr add {address}/24 dev cable"),
+                    format!("-n {host} link set lo up"),
+                    format!("-n {host} link set cable up"),
+                ] {
+                    assert!(ip(&command).status.success(), "ip {command}");
+                }
+            }
+            // what mpirun uses in place of ssh: its first argument is the host
+            let enter = format!("#!/bin/sh\nshift\nexec ip netns exec {b} unshare --uts sh -c \"hostname {b}; $*\"\n");
+            fs::write(hosts.remote_shell(), enter).unwrap();
+            let done = Command::new("chmod").arg("+x").arg(hosts.remote_shell()).status().unwrap();
+            assert!(done.success());
+            hosts
+        }
+
+        fn remote_shell(&self) -> PathBuf {
+            self.folder.path().join("enter")
+        }
+
+        pub(super) fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        /// Four workers, two on each host, in one folder. Each leaves its exit code beside it.
+        pub(super) fn workers(&self, out: &Path, steps: usize) -> Command {
+            let mut command = Command::new("ip");
+            let host = &self.names[0];
+            command.args(["netns", "exec", host, "unshare", "--uts", "sh", "-c"]);
+            command.args([&format!("hostname {host}; exec \"$@\""), "sh", "mpirun"]);
+            command.args(["--allow-run-as-root", "--oversubscribe", "-np", "4", "-H"]);
+            command.arg(format!("{}:2,{}:2", ADDRESSES[0], ADDRESSES[1]));
+            command.args(["--mca", "plm_rsh_agent"]).arg(self.remote_shell());
+            for part in ["btl_tcp_if_include", "oob_tcp_if_include"] {
+                command.args(["--mca", part, "10.231.7.0/24"]);
+            }
+            let keep_code =
+                "trap : TERM; \"$@\"; code=$?; echo $code > \"$FOLDER/code-$OMPI_COMM_WORLD_RANK\"; exit $code";
+            command.args(["-x", "FOLDER", "sh", "-c", keep_code, "sh", env!("CARGO_BIN_EXE_rigscale")]);
+            command.args(workload(steps)).args(["--meet", ADDRESSES[0], "-o"]).arg(out);
+            command.env("FOLDER", self.folder.path()).env("NO_COLOR", "1");
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command
+        }
+
+        /// The exit code of a rank's worker.
+        pub(super) fn code(&self, rank: usize) -> Option<i32> {
+            fs::read_to_string(self.path(&format!("code-{rank}"))).ok()?.trim().parse().ok()
+        }
+
+        /// Everyone on a host.
+        pub(super) fn processes(&self, host: usize) -> Vec<u32> {
+            let listed = String::from_utf8(ip(&format!("netns pids {}", self.names[host])).stdout).unwrap();
+            listed.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+        }
+    }
+
+    impl Drop for Hosts {
+        fn drop(&mut self) {
+            for host in 0..2 {
+                for pid in self.processes(host) {
+                    let _ = Command::new("kill").args(["-s", "KILL", &pid.to_string()]).status();
+                }
+                let _ = ip(&format!("netns del {}", self.names[host]));
+            }
+        }
+    }
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn two_hosts_train_as_one_does() {
+    let hosts = hosts::Hosts::new();
+    let out = hosts.path("hosts");
+    let output = hosts.workers(&out, 30).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("yes"), "weights agree: {}", stderr(&output));
+    let over_mpi = rank_files(&out, 4);
+    assert!(over_mpi.iter().all(|file| file.head.communicator == "mpi"));
+    let one = hosts.path("one");
+    let output = mpirun()
+        .args(["-np", "4", env!("CARGO_BIN_EXE_rigscale")])
+        .args(workload(30))
+        .arg("-o")
+        .arg(&one)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let over_shm = rank_files(&one, 4);
+    assert!(over_shm.iter().all(|file| file.head.communicator == "shm"));
+    // the optimizer's state shared among the ranks of both hosts
+    let shared = hosts.path("shared");
+    let output = hosts.workers(&shared, 30).args(["--zero", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for other in [over_shm, rank_files(&shared, 4)] {
+        for (ours, theirs) in losses(&over_mpi).iter().flatten().zip(losses(&other).iter().flatten()) {
+            // f32 sums in another order
+            assert!((ours - theirs).abs() <= 1e-5 * theirs, "{ours} and {theirs}");
+        }
+    }
+}
+
+/// Ends the ranks of the second host in the middle, by `kill`, and looks at what is left.
+#[cfg(feature = "mpi")]
+fn a_host_is_lost(kill: impl Fn(&hosts::Hosts)) {
+    let hosts = hosts::Hosts::new();
+    let out = hosts.path("hosts");
+    let job = hosts.workers(&out, 1_000_000).spawn().unwrap();
+    wait_for("some steps", || (lines(&rank_path(&out, 4, 3)) > 60).then_some(()));
+    kill(&hosts);
+    let killed = Instant::now();
+    let output = job.wait_with_output().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(15), "took {:?}", killed.elapsed());
+    let said = stderr(&output);
+    assert!(!output.status.success(), "{said}");
+    assert_eq!(hosts.code(0), Some(4), "{said}");
+    assert!(said.contains("fault rank-died: rank 2 ") || said.contains("fault rank-died: rank 3 "), "{said}");
+    let left: Vec<u32> = (0..2).flat_map(|host| hosts.processes(host)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    for rank in 0..4 {
+        assert!(!read_rank_file(&rank_path(&out, 4, rank)).unwrap().steps.is_empty(), "complete lines are kept");
+    }
+    let analyzed = rigscale().args(["analyze", "--quiet"]).arg(&out).output().unwrap();
+    assert_eq!(analyzed.status.code(), Some(4), "{}", stderr(&analyzed));
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn a_host_killed_in_the_middle_ends_the_job() {
+    a_host_is_lost(|hosts| hosts.processes(1).iter().for_each(|pid| signal(*pid, "KILL")));
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn workers_of_one_host_killed_in_the_middle_end_the_job() {
+    a_host_is_lost(|hosts| {
+        let is_worker = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+                words[0].ends_with(b"rigscale") && words[1] == b"worker"
+            })
+        };
+        hosts.processes(1).iter().filter(|pid| is_worker(pid)).for_each(|pid| signal(*pid, "KILL"));
+    });
+}
