@@ -348,21 +348,34 @@ impl<O: Ops> Gradients<O> {
         ops.replay(stretch, 0)
     }
 
-    /// Waits until all buckets are back, summed over all ranks, or lets the device wait; `moments` gets those of each
-    /// exchange.
+    /// Whether full buckets leave, so that their return may have to be waited for.
+    #[must_use]
+    pub fn leave(&self) -> bool {
+        self.reducer.handing_over() != HandingOver::Nothing
+    }
+
+    /// Waits until one more bucket is back, summed over all ranks, or lets the device wait for it; gives its index, or none
+    /// once all are back. They come in the order in which they left; `moments` gets those of the exchange.
+    ///
+    /// # Errors
+    /// The exchange failed.
+    pub fn next(&mut self, ops: &mut O, moments: &mut Vec<Timed<O>>) -> Result<Option<usize>, ExchangeError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let Some((index, bucket, times)) = self.reducer.next(ops, &self.clock)? else { return Ok(None) };
+        self.buckets[index] = Some(bucket);
+        moments.extend(times);
+        Ok(Some(index))
+    }
+
+    /// The same for all buckets.
     ///
     /// # Errors
     /// The exchange failed.
     pub fn finish(&mut self, ops: &mut O, moments: &mut Vec<Timed<O>>) -> Result<(), ExchangeError> {
-        moments.clear();
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        let buckets = &mut self.buckets;
-        self.reducer.finish(ops, &self.clock, |index, bucket, times| {
-            buckets[index] = Some(bucket);
-            moments.extend(times);
-        })
+        while self.next(ops, moments)?.is_some() {}
+        Ok(())
     }
 
     /// Whether ranks need the sums of parts only.
@@ -371,7 +384,7 @@ impl<O: Ops> Gradients<O> {
         self.norms.is_some()
     }
 
-    /// The part of one bucket whose sum this rank has, after [`Gradients::finish`].
+    /// The part of one bucket whose sum this rank has, once [`Gradients::next`] gave its index.
     #[must_use]
     pub fn part(&self, index: usize) -> O::View<'_> {
         let bucket = self.bucket(index);
@@ -406,8 +419,7 @@ impl<O: Ops> Gradients<O> {
         let Some(mut norms) = self.norms.take() else { return Ok(()) };
         ops.put_squares(&mut norms, self.shard.rank).map_err(ShareError::Device)?;
         self.reducer.launch(ops, (0, norms), Collective::AllGather, &self.clock, false)?;
-        let back = &mut self.norms;
-        self.reducer.finish(ops, &self.clock, |_, norms, _| *back = Some(norms))?;
+        self.norms = self.reducer.next(ops, &self.clock)?.map(|(_, norms, _)| norms);
         self.norms.as_ref().map_or(Ok(()), |norms| ops.take_squares(norms)).map_err(ShareError::Device)
     }
 
@@ -442,10 +454,16 @@ impl<O: Ops> Gradients<O> {
         if weights.are_whole() {
             return Ok(());
         }
-        let done = self.reducer.finish(ops, &self.clock, |index, bucket, times| {
-            weights.put(index, bucket);
-            moments.extend(times);
-        });
+        let done = loop {
+            match self.reducer.next(ops, &self.clock) {
+                Ok(Some((index, bucket, times))) => {
+                    weights.put(index, bucket);
+                    moments.extend(times);
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
         weights.replace_lost(ops);
         done
     }

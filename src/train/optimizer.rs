@@ -46,12 +46,10 @@ impl<O: Ops> AdamW<O> {
         Ok(Self { shard, states, updates: 0, learning_rate, weight_decay, clip_norm })
     }
 
-    /// Adds the squares of this rank's parts of the gradients to the totals of the step.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn add_squares(&self, ops: &mut O, gradients: &Gradients<O>) -> Result<(), O::Error> {
-        (0..self.states.len()).try_for_each(|bucket| ops.add_squares(gradients.part(bucket)))
+    /// Whether an update scales gradients by what only the norm of all of them tells.
+    #[must_use]
+    pub fn clips(&self) -> bool {
+        self.clip_norm.is_some()
     }
 
     /// The next update, from `mean` times the gradients.
@@ -80,8 +78,8 @@ impl<O: Ops> AdamW<O> {
         }
     }
 
-    /// Updates this rank's part of one bucket of `weights`, once the totals of the step hold the squares of all gradients.
-    /// Where their sum is no finite number, nothing is updated.
+    /// Updates this rank's part of one bucket of `weights`, once the totals of the step hold the squares of its gradients, and
+    /// of all where AdamW clips. Where their sum is no finite number, nothing is updated.
     ///
     /// # Errors
     /// The device failed.

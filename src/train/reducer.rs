@@ -1,6 +1,7 @@
 //! Exchanges buckets between ranks while the device computes: on a thread of its own, or in the order of the device's own
 //! work.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -23,17 +24,20 @@ pub struct Reducer<O: Ops = Cpu> {
     /// This rank among those that exchange.
     place: Shard,
     route: Route<O>,
-    away: usize,
 }
+
+/// A bucket that came back, and when it was where, if there was an exchange.
+type Back<O> = (usize, <O as Ops>::Buf, Option<Timed<O>>);
 
 #[derive(Debug)]
 enum Route<O: Ops> {
     /// Gradients stay as they are.
-    Local(Vec<(usize, O::Buf)>),
+    Local(VecDeque<(usize, O::Buf)>),
     Threaded(Exchange<O::Buf>),
     Queued {
         queue: O::Queue,
-        reduced: Vec<(usize, O::Buf, Option<Timed<O>>)>,
+        /// With where each exchange ends.
+        away: VecDeque<(usize, O::Buf, O::Mark, Option<Timed<O>>)>,
     },
 }
 
@@ -58,11 +62,11 @@ pub trait Queue<O: Ops + ?Sized>: fmt::Debug {
         timed: bool,
     ) -> Result<Asked<O>, ExchangeError>;
 
-    /// What the device is asked for from here on waits for all exchanges.
+    /// What the device is asked for from here on waits for the exchange that ends at `end`.
     ///
     /// # Errors
     /// The device failed.
-    fn join(&mut self, ops: &mut O) -> Result<(), ExchangeError>;
+    fn follow(&mut self, ops: &mut O, end: &O::Mark) -> Result<(), ExchangeError>;
 
     /// Returns once the device has passed `mark`; does not wait forever for ranks that are gone.
     ///
@@ -95,6 +99,8 @@ struct Exchange<B> {
     jobs: Option<Sender<Job<B>>>,
     results: Receiver<Result<Reduced<B>, CommError>>,
     thread: Option<JoinHandle<()>>,
+    /// Buckets that are with it.
+    away: usize,
 }
 
 #[derive(Debug)]
@@ -151,7 +157,7 @@ impl<O: Ops> Reducer<O> {
     /// No exchange: a rank alone, or ranks together that do not talk.
     #[must_use]
     pub fn none() -> Self {
-        Self { place: Shard::WHOLE, route: Route::Local(Vec::new()), away: 0 }
+        Self { place: Shard::WHOLE, route: Route::Local(VecDeque::new()) }
     }
 
     /// Exchanges through `communicator`, which moves to a thread of its own.
@@ -166,14 +172,14 @@ impl<O: Ops> Reducer<O> {
             .name("reduce".into())
             .spawn(move || exchange(communicator, &inbox, &outbox))
             .map_err(|source| TrainError::ReducerStart { source })?;
-        let exchange = Exchange { jobs: Some(jobs), results, thread: Some(thread) };
-        Ok(Self { place, route: Route::Threaded(exchange), away: 0 })
+        let exchange = Exchange { jobs: Some(jobs), results, thread: Some(thread), away: 0 };
+        Ok(Self { place, route: Route::Threaded(exchange) })
     }
 
     /// Exchanges in the order of the device's work.
     #[must_use]
     pub fn queued(queue: O::Queue) -> Self {
-        Self { place: queue.place(), route: Route::Queued { queue, reduced: Vec::new() }, away: 0 }
+        Self { place: queue.place(), route: Route::Queued { queue, away: VecDeque::new() } }
     }
 
     /// Ranks over which gradients are summed.
@@ -210,16 +216,16 @@ impl<O: Ops> Reducer<O> {
         clock: &Clock,
         timed: bool,
     ) -> Result<(), ExchangeError> {
-        self.away += 1;
         match &mut self.route {
-            Route::Local(kept) => kept.push((index, bucket)),
-            Route::Queued { queue, reduced } => {
+            Route::Local(kept) => kept.push_back((index, bucket)),
+            Route::Queued { queue, away } => {
                 let asked = queue.exchange(ops, &mut bucket, collective, timed)?;
-                reduced.push((index, bucket, asked.timed(index, collective)));
+                away.push_back((index, bucket, asked.end.clone(), asked.timed(index, collective)));
             }
             Route::Threaded(exchange) => {
+                exchange.away += 1;
                 let job = Job { index, bucket, collective, ready_s: clock.now(), clock: *clock };
-                // if the thread has ended, `finish` says so: it waits for one more result than will come
+                // if the thread has ended, `next` says so: it waits for one more result than will come
                 let _ended = exchange.jobs.as_ref().map(|jobs| jobs.send(job));
             }
         }
@@ -227,7 +233,7 @@ impl<O: Ops> Reducer<O> {
     }
 
     /// Gathers bucket `index` of the weights, of which this rank has updated its part: where the exchange is queued, it is
-    /// noted there where it arrives; else the bucket is away until [`Reducer::finish`].
+    /// noted there where it arrives; else the bucket is away until [`Reducer::next`].
     ///
     /// # Errors
     /// The exchange failed or was broken off.
@@ -249,37 +255,31 @@ impl<O: Ops> Reducer<O> {
         Ok(None)
     }
 
-    /// Waits until every bucket is back and gives each to `put`, with its moments where there was an exchange. Where the
-    /// exchange is queued, the device waits, not the caller.
+    /// Waits until the bucket that left first is back, and gives it, with its moments where there was an exchange; none once
+    /// none is away. Where the exchange is queued, the device waits, not the caller.
     ///
     /// # Errors
     /// The communicator failed, or its thread is gone. Buckets that are not back then are lost.
-    pub(super) fn finish(
-        &mut self,
-        ops: &mut O,
-        clock: &Clock,
-        mut put: impl FnMut(usize, O::Buf, Option<Timed<O>>),
-    ) -> Result<(), ExchangeError> {
-        let begin = clock.now();
-        let away = std::mem::take(&mut self.away);
+    pub(super) fn next(&mut self, ops: &mut O, clock: &Clock) -> Result<Option<Back<O>>, ExchangeError> {
         match &mut self.route {
-            Route::Local(kept) => kept.drain(..).for_each(|(index, bucket)| put(index, bucket, None)),
-            Route::Queued { queue, reduced } => {
-                queue.join(ops)?;
-                for (index, bucket, marks) in reduced.drain(..) {
-                    put(index, bucket, marks);
-                }
+            Route::Local(kept) => Ok(kept.pop_front().map(|(index, bucket)| (index, bucket, None))),
+            Route::Queued { queue, away } => {
+                let Some((index, bucket, end, times)) = away.pop_front() else { return Ok(None) };
+                queue.follow(ops, &end)?;
+                Ok(Some((index, bucket, times)))
             }
             Route::Threaded(exchange) => {
-                for _ in 0..away {
-                    let reduced = exchange.results.recv();
-                    let Reduced { index, bucket, moments } =
-                        reduced.map_err(|_| ExchangeError::Ended { after: clock.now() - begin })??;
-                    put(index, bucket, Some(Timed::Host(moments)));
+                if exchange.away == 0 {
+                    return Ok(None);
                 }
+                exchange.away -= 1;
+                let begin = clock.now();
+                let reduced = exchange.results.recv();
+                let Reduced { index, bucket, moments } =
+                    reduced.map_err(|_| ExchangeError::Ended { after: clock.now() - begin })??;
+                Ok(Some((index, bucket, Some(Timed::Host(moments)))))
             }
         }
-        Ok(())
     }
 
     /// Returns once the device has passed `mark`, which stands behind an exchange.

@@ -17,7 +17,7 @@ use super::cpu::Cpu;
 use super::data::{Batch, Data, DataShare};
 use super::decoder::Decoder;
 use super::error::{ExchangeError, ShareError, TrainError};
-use super::ops::{self, NORM_ROOM, Ops, Write};
+use super::ops::{self, AdamWUpdate, NORM_ROOM, Ops, Write};
 use super::optimizer::AdamW;
 use super::reducer::{Moments, Reducer, Timed};
 
@@ -196,10 +196,10 @@ impl<O: Ops> Trainer<O> {
         self.model.forward(&mut self.ops, &self.batch, 0.0).map_err(failed)?;
         self.gradients.begin(Pass { write: Write::Overwrite, last: false, timed: false }, &Clock::starting_now());
         self.model.backward(&mut self.ops, &mut self.gradients).map_err(failed)?;
-        self.adamw.add_squares(&mut self.ops, &self.gradients).map_err(failed)?;
         let update = self.adamw.rehearsal();
         for bucket in 0..self.model.weights.places().layout.buckets.len() {
             let Self { ops, model, gradients, adamw, .. } = self;
+            ops.add_squares(gradients.part(bucket)).map_err(failed)?;
             adamw.update(ops, &update, &mut model.weights, gradients, bucket).map_err(failed)?;
         }
         self.adamw.add_checksum(&mut self.ops, &self.model.weights).map_err(failed)?;
@@ -308,9 +308,6 @@ impl<O: Ops> Trainer<O> {
             self.lap(&mut laps, Phase::Backward)?;
         }
         let mut moments = Vec::new();
-        let exchanged = self.gradients.finish(&mut self.ops, &mut moments);
-        exchanged.map_err(|source| TrainError::Exchange { step: self.index, source })?;
-        self.lap(&mut laps, Phase::Exchange)?;
         self.update(&mut laps, &mut moments)?;
         if self.takes_checksum(self.index) {
             let whole = self.model.weights.follow_all(&mut self.ops);
@@ -326,25 +323,53 @@ impl<O: Ops> Trainer<O> {
         Ok(())
     }
 
-    /// Updates the weights. Where ranks share the optimizer's state, each updates its part and all exchange parts: the norm
-    /// of the gradient first, then weights, those that the forward pass reads first before others.
+    /// Updates the weights as gradients come back: a bucket at once where nothing is clipped, so that the sum of the last one
+    /// is hidden behind the update of the others; else all once the norm is known.
     fn update(&mut self, laps: &mut Vec<(Phase, O::Mark)>, moments: &mut Vec<Timed<O>>) -> Result<(), TrainError> {
+        let (failed, step) = (device::<O>("update the weights"), self.index);
+        let waits = self.gradients.leave();
+        let at_once = !self.adamw.clips() && !self.gradients.is_shared();
+        let update = self.adamw.begin_update(self.mean());
+        loop {
+            let back = self.gradients.next(&mut self.ops, moments);
+            let back = back.map_err(|source| TrainError::Exchange { step, source })?;
+            if waits {
+                self.lap(laps, Phase::Exchange)?;
+            }
+            let Some(bucket) = back else { break };
+            let Self { ops, model: Decoder { weights, .. }, gradients, adamw, .. } = self;
+            ops.add_squares(gradients.part(bucket)).map_err(failed)?;
+            if at_once {
+                adamw.update(ops, &update, weights, gradients, bucket).map_err(failed)?;
+            }
+            if waits {
+                self.lap(laps, Phase::Update)?;
+            }
+        }
+        if at_once { Ok(()) } else { self.update_all(&update, laps, moments) }
+    }
+
+    /// Updates the weights by all gradients. Where ranks share the optimizer's state, each updates its part and all exchange
+    /// parts: the norm of the gradient first, then weights, those that the forward pass reads first before others.
+    fn update_all(
+        &mut self,
+        update: &AdamWUpdate,
+        laps: &mut Vec<(Phase, O::Mark)>,
+        moments: &mut Vec<Timed<O>>,
+    ) -> Result<(), TrainError> {
         let (failed, step) = (device::<O>("update the weights"), self.index);
         let unheard = |source| TrainError::Exchange { step, source };
         let shared = self.gradients.is_shared();
-        self.adamw.add_squares(&mut self.ops, &self.gradients).map_err(failed)?;
         if shared {
-            self.lap(laps, Phase::Update)?;
             self.gradients.share_squares(&mut self.ops).map_err(|error| match error {
                 ShareError::Device(source) => failed(source),
                 ShareError::Exchange(source) => unheard(source),
             })?;
             self.lap(laps, Phase::Exchange)?;
         }
-        let update = self.adamw.begin_update(self.mean());
         let Self { ops, model: Decoder { weights, .. }, gradients, adamw, .. } = self;
         for bucket in (0..weights.places().layout.buckets.len()).rev() {
-            adamw.update(ops, &update, weights, gradients, bucket).map_err(failed)?;
+            adamw.update(ops, update, weights, gradients, bucket).map_err(failed)?;
             gradients.spread(ops, weights, bucket, moments).map_err(unheard)?;
         }
         if shared {

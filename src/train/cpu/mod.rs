@@ -127,7 +127,7 @@ impl Queue<Cpu> for Infallible {
         match *self {}
     }
 
-    fn join(&mut self, _: &mut Cpu) -> Result<(), ExchangeError> {
+    fn follow(&mut self, _: &mut Cpu, _: &Seconds) -> Result<(), ExchangeError> {
         match *self {}
     }
 

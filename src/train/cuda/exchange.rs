@@ -107,9 +107,8 @@ impl Queue<Cuda> for NcclQueue {
         Ok(Asked { begin, end: self.mark()? })
     }
 
-    fn join(&mut self, cuda: &mut Cuda) -> Result<(), ExchangeError> {
-        let end = self.mark()?;
-        cuda.stream().wait_for(&end).map_err(CommError::from)?;
+    fn follow(&mut self, cuda: &mut Cuda, end: &Event) -> Result<(), ExchangeError> {
+        cuda.stream().wait_for(end).map_err(CommError::from)?;
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! Starting a training on a GPU: libraries, kernels, the memory plan, the choice of attention.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
 
 use crate::comm::Shard;
 use crate::device::cuda::kernels::{EmbeddingKernels, KernelSet, KernelSizes, NormKernels, OptimizerKernels};
@@ -14,7 +16,7 @@ use crate::train::error::TrainError;
 use crate::train::ops::{Heads, Ops, Sequences};
 use crate::train::reducer::Reducer;
 use crate::train::trainer::{Exchanged, Trainer, device};
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 
 use super::attention::{Attention, Trial, delta_len};
 use super::staging::Staging;
@@ -36,20 +38,26 @@ impl Trainer<Cuda> {
         exchange: impl FnOnce(&Gpu) -> Result<Reducer<Cuda>, TrainError>,
     ) -> Result<Self, TrainError> {
         check(config, Device::Cuda)?;
+        let mut start = Start::now();
         let shard = part.unwrap_or(Shard::WHOLE);
         let gpu = Gpu::open(address)?;
+        start.lap("the GPU");
         let (free, total) = gpu.memory()?;
         // others may not have taken theirs yet
         fits_gpu(config, shard.world, Bytes(free.0.min(total.0 / sharers.max(1) as u64)))?;
         let plan = MemoryPlan::on_cuda(&config.shape, config.memory_demand(shard.world));
-        let mut ops = Cuda::open(gpu, config, plan.total_bytes)?;
+        let mut ops = Cuda::open(gpu, config, plan.total_bytes, &mut start)?;
         let failed = device::<Cuda>("take the memory of what is exchanged");
         let memory = ops.exchanged(&Places::of(config).lengths(), part).map_err(failed)?;
         let mut trainer = Self::on(ops, config, share, (Reducer::none(), shard), memory)?;
         let Self { ops, model, .. } = &mut trainer;
+        start.lap("weights");
         ops.choose_attention(config, model.attention_buffers()).map_err(device::<Cuda>("choose an attention"))?;
+        start.lap("attention");
         trainer.warm_up()?;
         trainer.ops.warm_widening().map_err(device::<Cuda>("run for the first time"))?;
+        start.lap("the first pass");
+        trainer.ops.remarks.extend(start.remark());
         trainer.exchange_by(exchange(trainer.ops.gpu())?);
         Ok(trainer)
     }
@@ -88,13 +96,16 @@ impl Cuda {
     }
 
     /// Loads libraries and kernels, and takes `memory` of the GPU.
-    pub(super) fn open(gpu: Gpu, config: &TrainConfig, memory: Bytes) -> Result<Self, CudaError> {
+    pub(super) fn open(gpu: Gpu, config: &TrainConfig, memory: Bytes, start: &mut Start) -> Result<Self, CudaError> {
         let mut cache = Cache::of_user();
         let stream = Stream::new(&gpu)?;
         let nvrtc = Nvrtc::for_gpu(&gpu)?;
+        start.lap("NVRTC");
         let mut kernels = KernelSet::load(&gpu, &nvrtc, &mut cache, &sizes(&config.shape))?;
+        start.lap("kernels");
         let mut arena = Arena::new(&gpu, memory)?;
         let products = Products::load(&gpu, arena.take(PRODUCT_WORKSPACE.0 as usize, Element::Byte)?, &mut cache)?;
+        start.lap("memory and cuBLASLt");
         let rows = config.batch * config.context;
         let width = config.shape.width;
         let multiprocessors = gpu.multiprocessors();
@@ -159,6 +170,40 @@ impl Cuda {
         self.remarks.push(format!("attention: {}", self.attention.chosen()));
         self.software.insert("attention".into(), self.attention.chosen());
         Ok(())
+    }
+}
+
+/// A start that takes longer than this says what it spent the time on.
+const SLOW_START: Seconds = Seconds(4.0);
+
+/// What a start spends its time on.
+#[derive(Debug)]
+pub(super) struct Start {
+    began: Instant,
+    laps: Vec<(&'static str, Seconds)>,
+}
+
+impl Start {
+    pub(super) fn now() -> Self {
+        Self { began: Instant::now(), laps: Vec::new() }
+    }
+
+    /// Ends a lap that began where the last one ended.
+    fn lap(&mut self, name: &'static str) {
+        let before: f64 = self.laps.iter().map(|(_, took)| took.0).sum();
+        self.laps.push((name, Seconds(self.began.elapsed().as_secs_f64() - before)));
+    }
+
+    /// Words for people, where it was slow.
+    fn remark(&self) -> Option<String> {
+        (SLOW_START.0 < self.began.elapsed().as_secs_f64()).then(|| self.to_string())
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let laps: Vec<String> = self.laps.iter().map(|(name, took)| format!("{name} {took}")).collect();
+        write!(out, "the start took {}: {}", Seconds(self.began.elapsed().as_secs_f64()), laps.join(", "))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::train::{Cpu, DataShare, Reducer, StepRecord, TrainError, Trainer};
 use crate::units::Bytes;
 
 use super::Cuda;
+use super::setup::Start;
 
 /// Tolerances of one result: absolute, as a part of the root mean square of what is wanted, and relative.
 struct Row {
@@ -41,7 +42,7 @@ fn gpu() -> PciAddress {
 
 /// A device for models of this shape, with room for what tests ask for.
 fn cuda(config: &TrainConfig) -> Cuda {
-    let mut cuda = Cuda::open(Gpu::open(gpu()).unwrap(), config, Bytes(8 << 30)).unwrap();
+    let mut cuda = Cuda::open(Gpu::open(gpu()).unwrap(), config, Bytes(8 << 30), &mut Start::now()).unwrap();
     cuda.records = false;
     cuda
 }
