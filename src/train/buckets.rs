@@ -345,7 +345,11 @@ impl<O: Ops> Gradients<O> {
             }
             return Ok(());
         }
-        ops.replay(stretch, 0)
+        ops.replay(stretch, 0)?;
+        if self.pass.last {
+            (0..self.buckets.len()).for_each(|index| self.hand_over(ops, index));
+        }
+        Ok(())
     }
 
     /// Whether full buckets leave, so that their return may have to be waited for.
