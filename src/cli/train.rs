@@ -61,7 +61,17 @@ struct Training {
     first_loss: f64,
     last_loss: f64,
     parameters_sha256: Option<String>,
-    ranks_agree: bool,
+    /// None where there was nothing to compare: one rank alone.
+    ranks_agree: Option<bool>,
+}
+
+/// Which rank files of a training lie in its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// Those of all ranks.
+    All,
+    /// Those of rank 0's host at least: what ranks ended with was compared as they said it to rank 0.
+    Some,
 }
 
 /// Trains.
@@ -95,7 +105,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         Launched::Failed(finding) => return failed(&session.folder, &plan.config.model, finding, out),
         Launched::Completed => {}
     }
-    completed(&session.folder, &plan, out)
+    completed(&session.folder, &plan, Files::All, out)
 }
 
 /// The training that a workload asks for, without a verdict.
@@ -135,33 +145,36 @@ pub(super) fn failed(folder: &RunFolder, model: &str, finding: Finding, out: &Ou
     Ok(exit)
 }
 
-/// Shows what was trained, as far as rank files lie in this folder.
+/// Shows what was trained; rates and losses are those of the files that lie in this folder.
 ///
 /// # Errors
-/// A rank file cannot be read, or stdout not written.
-pub(super) fn completed(folder: &RunFolder, plan: &Plan, out: &Output) -> Result<Exit, CliError> {
-    let trained = summary(folder, plan)?;
+/// A rank file cannot be read, or is missing where all should be there, or stdout not written.
+pub(super) fn completed(folder: &RunFolder, plan: &Plan, files: Files, out: &Output) -> Result<Exit, CliError> {
+    let trained = summary(folder, plan, files)?;
     show(&trained, out)?;
-    Ok(if trained.trainings.iter().all(|training| training.ranks_agree) { Exit::Pass } else { Exit::Fault })
+    Ok(if trained.trainings.iter().any(|training| training.ranks_agree == Some(false)) {
+        Exit::Fault
+    } else {
+        Exit::Pass
+    })
 }
 
 fn show(trained: &Trained, out: &Output) -> Result<(), CliError> {
     out.emit(trained).map_err(|source| CliError::Terminal { attempt: "print the training", source })
 }
 
-fn summary(folder: &RunFolder, plan: &Plan) -> Result<Trained, CliError> {
+fn summary(folder: &RunFolder, plan: &Plan, files: Files) -> Result<Trained, CliError> {
     let mut trainings = Vec::new();
     for trial in &plan.trials {
-        trainings.push(training(folder, plan, trial)?);
+        trainings.push(training(folder, plan, trial, files)?);
     }
     Ok(Trained { run: folder.path().display().to_string(), model: plan.config.model.clone(), trainings, finding: None })
 }
 
-fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, CliError> {
+fn training(folder: &RunFolder, plan: &Plan, trial: &Trial, files: Files) -> Result<Training, CliError> {
     let ranks = (0..trial.shares.len())
         .map(|rank| folder.rank(&trial.name, rank))
-        // those of other hosts may lie there
-        .filter(|path| path.exists())
+        .filter(|path| files == Files::All || path.exists())
         .map(|path| read_rank_file(&path))
         .collect::<Result<Vec<RankFile>, _>>()?;
     let hashes: Vec<Option<&str>> = ranks.iter().map(|rank| rank.end.as_ref()?.parameters_sha256.as_deref()).collect();
@@ -175,6 +188,9 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
         let losses: Vec<f64> = ranks.iter().filter_map(pick).collect();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
+    // what ranks whose files lie elsewhere held was compared as they said it: had it differed, the run would have failed
+    let agree = hashes.windows(2).all(|pair| pair[0] == pair[1])
+        && ranks.windows(2).all(|pair| checksums(&pair[0]) == checksums(&pair[1]));
     Ok(Training {
         world,
         steps: config.steps,
@@ -183,8 +199,7 @@ fn training(folder: &RunFolder, plan: &Plan, trial: &Trial) -> Result<Training, 
         first_loss: loss(|rank| rank.steps.first().map(|step| step.loss)),
         last_loss: loss(|rank| rank.steps.last().map(|step| step.loss)),
         parameters_sha256: hashes.first().copied().flatten().map(str::to_owned),
-        ranks_agree: hashes.windows(2).all(|pair| pair[0] == pair[1])
-            && ranks.windows(2).all(|pair| checksums(&pair[0]) == checksums(&pair[1])),
+        ranks_agree: (world > 1).then_some(agree),
     })
 }
 
@@ -204,7 +219,7 @@ impl fmt::Display for Trained {
                 training.rate.to_string(),
                 format!("{:.3}", training.first_loss),
                 format!("{:.3}", training.last_loss),
-                if training.ranks_agree { "yes" } else { "NO" }.to_owned(),
+                training.ranks_agree.map_or("not compared", |agree| if agree { "yes" } else { "NO" }).to_owned(),
             ]);
         }
         for column in 0..5 {

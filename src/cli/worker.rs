@@ -16,7 +16,7 @@ use crate::record::{DataSource, Device, Manifest, Plan, RunFolder, read_yaml};
 
 use super::look::Look;
 use super::session::{chosen, places};
-use super::train::{completed, failed, wanted};
+use super::train::{Files, completed, failed, wanted};
 use super::workload::{WORLDS, Workload};
 use super::{CliError, Exit, Output};
 
@@ -120,7 +120,7 @@ fn show(folder: &RunFolder, first: bool, worked: Worked, out: &Output) -> Result
                     folder.trial(&trial.name).display()
                 ));
             }
-            completed(folder, &plan, out)
+            completed(folder, &plan, Files::Some, out)
         }
         Launched::Completed => Ok(Exit::Pass),
     }

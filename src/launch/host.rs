@@ -177,7 +177,7 @@ fn conduct(
         let task = Task { assignment, memory, telemetry: gpus, telemetry_file, same_clock };
         callers.tell(rank, &Word::Assign(Box::new(task)));
     }
-    let watch = Watch::new(&trial.name, &plan.limits, job.remark, callers, hellos.len());
+    let watch = Watch::new(trial, &plan.limits, job.remark, callers);
     let end = Launched::from(watch.run(ended, &mut |_| {})?);
     launcher.write_findings(&end)?;
     Ok(end)

@@ -176,7 +176,7 @@ impl Launcher<'_> {
             (0..world).map(|rank| self.assignment(plan, trial, rank, exchange, epoch, place)).collect();
         let telemetry = Telemetry::of(plan, trial, epoch, place)?;
         let ranks = Ranks::start(Path::new(PROGRAM), &assignments)?;
-        let end = Watch::new(&trial.name, &plan.limits, self.remark, ranks, world).run(self.stop, step);
+        let end = Watch::new(trial, &plan.limits, self.remark, ranks).run(self.stop, step);
         let sampled = telemetry.map_or(Ok(()), Telemetry::finish);
         // how a trial failed says more than why its telemetry is cut
         if matches!(end, Ok(TrialEnd::Completed)) {

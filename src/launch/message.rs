@@ -105,9 +105,15 @@ pub(super) enum Message {
         index: usize,
         /// Its duration.
         step_s: Seconds,
+        /// The checksum of the weights after it, where one was taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checksum: Option<String>,
     },
     /// The end line is written.
-    Done,
+    Done {
+        /// SHA-256 of the weights.
+        weights: String,
+    },
     /// The rank gave up.
     Failed {
         /// What kind of failure.

@@ -203,15 +203,16 @@ fn live(mut assignment: Assignment, mut joined: Option<Joined>) -> Result<(), Ga
         (Err(_), None) => EndReason::Failed,
     };
     let stolen = times.and_then(|earlier| CpuTimes::now(cpus)?.stolen_since(earlier));
-    let whole = reason == EndReason::Completed;
-    if whole {
+    let mut weights = None;
+    if reason == EndReason::Completed {
         training.complete()?;
         checkpoint(&assignment, &mut training, writer.steps())?;
+        weights = Some(training.parameters_sha256()?);
     }
     let end = RunEnd {
         reason,
         steps: writer.steps(),
-        parameters_sha256: if whole { Some(training.parameters_sha256()?) } else { None },
+        parameters_sha256: weights.clone(),
         peak_memory_bytes: training.peak_memory(),
         stolen,
     };
@@ -223,8 +224,8 @@ fn live(mut assignment: Assignment, mut joined: Option<Joined>) -> Result<(), Ga
         }
         _ => {
             writer.end(&end)?;
-            if whole {
-                say(&Message::Done);
+            if let Some(weights) = weights {
+                say(&Message::Done { weights });
                 drop(training);
                 leave(joined);
             }
@@ -274,7 +275,8 @@ fn checkpoint(assignment: &Assignment, training: &mut Training, steps: usize) ->
 fn keep(mut writer: RankWriter, records: &Receiver<StepRecord>) -> Result<RankWriter, GaveUp> {
     for record in records {
         writer.step(&record.step, &record.buckets)?;
-        say(&Message::Step { index: record.step.index, step_s: record.step.step_s });
+        let (index, step_s, checksum) = (record.step.index, record.step.step_s, record.step.checksum);
+        say(&Message::Step { index, step_s, checksum });
     }
     Ok(writer)
 }

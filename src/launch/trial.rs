@@ -1,12 +1,13 @@
-//! One trial watched from start to end: who is ready, who steps, who failed first.
+//! One trial watched from start to end: who is ready, who steps, whose weights are not the others', who failed first.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::device::cuda::NcclId;
-use crate::record::{Finding, Limits, Severity};
+use crate::record::{Arm, Finding, Limits, Severity, Trial};
 use crate::units::Seconds;
 
 use super::LaunchError;
@@ -36,13 +37,15 @@ pub(super) enum TrialEnd {
 
 /// The state of one trial.
 pub(super) struct Watch<'a, C> {
-    trial: &'a str,
+    trial: &'a Trial,
     limits: &'a Limits,
     remark: &'a dyn Fn(&str),
     ranks: C,
     seen: Vec<Seen>,
     /// The id under which ranks meet over NCCL, until they were told to.
     id: Option<NcclId>,
+    /// By step that not all ranks have done yet, the checksum of the weights that was said first, and by whom.
+    checksums: BTreeMap<usize, (usize, String)>,
     started: Instant,
     released: Option<Instant>,
     looked: Instant,
@@ -51,10 +54,11 @@ pub(super) struct Watch<'a, C> {
 /// What is known of one rank.
 #[derive(Debug, Clone)]
 struct Seen {
+    /// SHA-256 of its weights, once it has written its end line.
+    weights: Option<String>,
     /// It has built its model and goes to meet the others.
     meets: bool,
     ready: bool,
-    done: bool,
     steps: usize,
     last: Instant,
 }
@@ -66,14 +70,22 @@ enum Trouble {
     Failed { rank: usize, cause: Cause, text: String, blames: Option<usize> },
     Garbled { rank: usize, line: String },
     Stuck { rank: usize, code: &'static str, doing: &'static str, limit: Seconds },
+    Apart { rank: usize, peer: usize, when: String },
+}
+
+impl Seen {
+    fn done(&self) -> bool {
+        self.weights.is_some()
+    }
 }
 
 impl<'a, C: Crew> Watch<'a, C> {
     /// Begins to watch ranks that were just started; `remark` hears what they have to say about their start.
-    pub(super) fn new(trial: &'a str, limits: &'a Limits, remark: &'a dyn Fn(&str), ranks: C, world: usize) -> Self {
+    pub(super) fn new(trial: &'a Trial, limits: &'a Limits, remark: &'a dyn Fn(&str), ranks: C) -> Self {
         let started = Instant::now();
-        let seen = vec![Seen { meets: false, ready: false, done: false, steps: 0, last: started }; world];
-        Self { trial, limits, remark, ranks, seen, id: None, started, released: None, looked: started }
+        let fresh = Seen { weights: None, meets: false, ready: false, steps: 0, last: started };
+        let (seen, checksums) = (vec![fresh; trial.shares.len()], BTreeMap::new());
+        Self { trial, limits, remark, ranks, seen, id: None, checksums, started, released: None, looked: started }
     }
 
     /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
@@ -94,9 +106,10 @@ impl<'a, C: Crew> Watch<'a, C> {
             let fewest = self.seen.iter().map(|seen| seen.steps).min().unwrap_or(0);
             if fewest > reported {
                 reported = fewest;
+                self.checksums.retain(|step, _| fewest <= *step);
                 step(fewest);
             }
-            if self.seen.iter().all(|seen| seen.done) {
+            if self.seen.iter().all(Seen::done) {
                 return Ok(self.end());
             }
         }
@@ -146,16 +159,39 @@ impl<'a, C: Crew> Watch<'a, C> {
                 self.id = self.id.take().or(id);
             }
             Heard::Said(Message::Ready) => seen.ready = true,
-            Heard::Said(Message::Step { index, .. }) => seen.steps = index + 1,
-            Heard::Said(Message::Done) => seen.done = true,
+            Heard::Said(Message::Step { index, checksum, .. }) => {
+                seen.steps = index.saturating_add(1);
+                return self.other_checksum(rank, index, checksum?);
+            }
+            Heard::Said(Message::Done { weights }) => {
+                seen.weights = Some(weights);
+                return self.other_weights(rank);
+            }
             Heard::Said(Message::Failed { cause, text, blames }) => {
                 return Some(Trouble::Failed { rank, cause, text, blames });
             }
             Heard::Garbled(line) => return Some(Trouble::Garbled { rank, line }),
-            Heard::Closed if seen.done => {}
+            Heard::Closed if seen.done() => {}
             Heard::Closed => return Some(Trouble::Exited { rank, status: self.ranks.status(rank) }),
         }
         None
+    }
+
+    /// Ranks that exchange gradients hold the same weights after every step, bit for bit.
+    fn other_checksum(&mut self, rank: usize, step: usize, checksum: String) -> Option<Trouble> {
+        if self.trial.arm != Arm::Ddp {
+            return None;
+        }
+        let (peer, first) = self.checksums.entry(step).or_insert_with(|| (rank, checksum.clone()));
+        (*first != checksum).then(|| Trouble::Apart { rank, peer: *peer, when: format!("after step {step}") })
+    }
+
+    /// And at the end: what one rank says then is held against what another has.
+    fn other_weights(&self, rank: usize) -> Option<Trouble> {
+        let own = self.seen[rank].weights.as_ref()?;
+        let other = |seen: &Seen| seen.weights.as_ref().is_some_and(|weights| weights != own);
+        let peer = self.seen.iter().position(other).filter(|_| self.trial.arm == Arm::Ddp)?;
+        Some(Trouble::Apart { rank, peer, when: "at the end".into() })
     }
 
     fn release_when_ready(&mut self) {
@@ -181,14 +217,14 @@ impl<'a, C: Crew> Watch<'a, C> {
         };
         // at the start a rank that writes its weights says so, and has its time anew
         let silent = |seen: &Seen| {
-            let over = if self.released.is_none() { seen.ready } else { seen.done };
+            let over = if self.released.is_none() { seen.ready } else { seen.done() };
             !over && seen.last.elapsed().as_secs_f64() > limit.0
         };
         if let Some(rank) = self.furthest_behind(silent) {
             return Some(Trouble::Stuck { rank, code, doing, limit });
         }
         if self.started.elapsed().as_secs_f64() > self.limits.trial_s.0 {
-            let rank = self.furthest_behind(|seen| !seen.done)?;
+            let rank = self.furthest_behind(|seen| !seen.done())?;
             let limit = self.limits.trial_s;
             return Some(Trouble::Stuck { rank, code: "hang-trial", doing: "end the trial", limit });
         }
@@ -240,7 +276,7 @@ impl<'a, C: Crew> Watch<'a, C> {
             Trouble::Garbled { .. } => 1,
             Trouble::Failed { cause: Cause::Unmet | Cause::PeerLost, .. } => 6,
             Trouble::Failed { cause: Cause::DivergedElsewhere, .. } => 8,
-            Trouble::Failed { blames: None, .. } => 2,
+            Trouble::Failed { blames: None, .. } | Trouble::Apart { .. } => 2,
             Trouble::Failed { cause: Cause::PeerDied, .. } => 3,
             Trouble::Failed { .. } => 4,
             Trouble::Stuck { .. } => 5,
@@ -248,10 +284,10 @@ impl<'a, C: Crew> Watch<'a, C> {
         let worst = troubles.iter().min_by_key(weight);
         match worst {
             Some(Trouble::Failed { rank, cause: Cause::Record, text, .. }) => {
-                Err(LaunchError::Unrecorded { trial: self.trial.into(), rank: *rank, text: text.clone() })
+                Err(LaunchError::Unrecorded { trial: self.trial.name.clone(), rank: *rank, text: text.clone() })
             }
             Some(Trouble::Failed { rank, cause: Cause::Input, text, .. }) => {
-                Err(LaunchError::Input { trial: self.trial.into(), rank: *rank, text: text.clone() })
+                Err(LaunchError::Input { trial: self.trial.name.clone(), rank: *rank, text: text.clone() })
             }
             Some(trouble) => Ok(TrialEnd::Failed(self.describe(trouble))),
             None => Ok(TrialEnd::Interrupted),
@@ -281,7 +317,7 @@ impl<'a, C: Crew> Watch<'a, C> {
             }
             Trouble::Failed { cause: Cause::Unmet, text, rank, .. } => {
                 let code = if self.released.is_some() { "hang-rank" } else { "hang-meet" };
-                let behind = self.furthest_behind(|seen| !seen.done).unwrap_or(*rank);
+                let behind = self.furthest_behind(|seen| !seen.done()).unwrap_or(*rank);
                 (code, behind, format!("rank {behind} is behind after {} steps: {text}", steps(behind)), STUCK)
             }
             Trouble::Failed { rank, text, .. } => {
@@ -291,11 +327,16 @@ impl<'a, C: Crew> Watch<'a, C> {
                 let seen = format!("rank {rank} did not {doing} within {limit}; it had done {} steps", steps(*rank));
                 (*code, *rank, seen, STUCK)
             }
+            Trouble::Apart { rank, peer, when } => {
+                let seen =
+                    format!("rank {rank} does not hold the weights of rank {peer} {when}: not one model was trained");
+                ("ranks-apart", *rank, seen, APART)
+            }
         };
         Finding {
             code: code.into(),
             severity: Severity::Fault,
-            addresses: vec![format!("{}/rank-{rank}", self.trial)],
+            addresses: vec![format!("{}/rank-{rank}", self.trial.name)],
             seen,
             expected: "every rank does every step of the plan".into(),
             remedy: remedy.into(),
@@ -306,6 +347,7 @@ impl<'a, C: Crew> Watch<'a, C> {
 const DIED: &str = "look into the kernel log for this time: the out-of-memory killer, a machine check, or somebody's kill; then run again";
 const STUCK: &str = "see whether the process was stopped or the host is overloaded (load average, other jobs on the same cores); then run again";
 const FAILED: &str = "the rank's own words say what to change; its log stands beside its record";
+const APART: &str = "run again with --checksum-every 1 to see after which step; if it stays with one rank, its GPU or its memory is suspect";
 const GARBLED: &str = "something in the rank's process writes to its stdout; run again without preloaded libraries";
 
 fn exit_words(status: ExitStatus) -> String {
@@ -314,5 +356,81 @@ fn exit_words(status: ExitStatus) -> String {
         (None, Some(9)) => "was killed (signal 9: the out-of-memory killer, or somebody)".into(),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// Two ranks that have said all that they will.
+    struct Said(VecDeque<(usize, Message)>);
+
+    impl Crew for Said {
+        const CUT_OFF: &'static str = "is silent";
+        const GATHER: Duration = Duration::ZERO;
+
+        fn hear(&mut self, _wait: Duration) -> Option<(usize, Heard)> {
+            self.0.pop_front().map(|(rank, message)| (rank, Heard::Said(message)))
+        }
+
+        fn order(&mut self, _order: &Order) {}
+
+        fn is_stopped(&self, _rank: usize) -> bool {
+            false
+        }
+
+        fn status(&mut self, _rank: usize) -> Option<ExitStatus> {
+            Some(ExitStatus::from_raw(0))
+        }
+
+        fn last_words(&self, _rank: usize) -> String {
+            String::new()
+        }
+
+        fn finish(&mut self, _limit: Seconds) {}
+    }
+
+    fn watched(arm: Arm, said: Vec<(usize, Message)>) -> TrialEnd {
+        let trial = Trial { name: "launch-1_ddp-2".into(), launch: 1, arm, shares: vec![0, 1] };
+        let limits = Limits { meet_s: Seconds(5.0), step_s: Seconds(5.0), trial_s: Seconds(5.0), stop_s: Seconds(0.0) };
+        let watch = Watch::new(&trial, &limits, &|_| {}, Said(said.into()));
+        watch.run(&AtomicBool::new(false), &mut |_| {}).unwrap()
+    }
+
+    fn step(index: usize, checksum: Option<&str>) -> Message {
+        Message::Step { index, step_s: Seconds(0.1), checksum: checksum.map(str::to_owned) }
+    }
+
+    fn done(weights: &str) -> Message {
+        Message::Done { weights: weights.into() }
+    }
+
+    #[test]
+    fn ranks_that_say_other_weights_are_a_fault_without_any_file() {
+        let alike = || vec![(0, step(0, None)), (1, step(0, None)), (0, step(1, Some("a"))), (1, step(1, Some("a")))];
+        let with = |more: [(usize, Message); 2]| [alike(), more.into()].concat();
+        assert_eq!(watched(Arm::Ddp, with([(1, done("w")), (0, done("w"))])), TrialEnd::Completed);
+        let seen = |said| match watched(Arm::Ddp, said) {
+            TrialEnd::Failed(finding) => (finding.code, finding.seen),
+            end => panic!("{end:?}"),
+        };
+        for (said, rank, peer, when) in [
+            (with([(0, done("w")), (1, done("v"))]), 1, 0, "at the end"),
+            (with([(0, step(2, Some("b"))), (1, step(2, Some("c")))]), 1, 0, "after step 2"),
+            // the other rank is ahead
+            (with([(1, step(3, Some("b"))), (0, step(3, Some("c")))]), 0, 1, "after step 3"),
+        ] {
+            let text =
+                format!("rank {rank} does not hold the weights of rank {peer} {when}: not one model was trained");
+            assert_eq!(seen(said), ("ranks-apart".to_owned(), text));
+        }
+        let own = with([(0, done("w")), (1, done("v"))]);
+        assert_eq!(
+            watched(Arm::Together, own),
+            TrialEnd::Completed,
+            "ranks that exchange nothing train models of their own"
+        );
     }
 }
