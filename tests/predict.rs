@@ -8,8 +8,8 @@ use std::path::Path;
 use rigscale::analyze::analyze;
 use rigscale::model::preset;
 use rigscale::predict::{
-    Alone, Board, Calibration, Cause, Exchange, Explanation, Forecast, Network, Overlap, P2p, Simulation, Training,
-    card, edit, explain, forecast, platform,
+    Alone, Board, Calibration, Cause, Exchange, Explanation, Forecast, Framework, Network, Overlap, P2p, Simulation,
+    Training, card, edit, explain, forecast, platform,
 };
 use rigscale::record::{Analysis, Arm, Interval, Origin, Outcome, Point, Precision, RunFiles, RunFolder, Step};
 use rigscale::units::{Bytes, BytesPerSecond, Seconds};
@@ -24,6 +24,7 @@ fn training(accumulate: usize) -> Training {
         first_bucket: Bytes::mebi(1.0),
         precision: Precision::Bf16,
         alone: Alone::Catalogue,
+        framework: Framework::Rigscale,
     }
 }
 

@@ -12,11 +12,12 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use crate::predict::{
-    Board, Calibration, Exchange, Forecast, NcclVersion, Network, P2p, PredictError, card, duration, edit, forecast,
-    from_topology, parse_platform, platform, platform_names, rate,
+    Board, Calibration, Exchange, Forecast, Framework, NcclVersion, Network, P2p, PredictError, card, duration, edit,
+    forecast, from_topology, parse_platform, platform, platform_names, rate,
 };
 use crate::record::read_text;
 use crate::topology::{YAML_BYTES_MAX, from_yaml};
+use crate::units::Bytes;
 
 use self::ask::{Asked, StepFrom};
 use super::{CliError, Exit, Output};
@@ -70,8 +71,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "STEPS,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
     accumulate: Vec<u32>,
 
-    /// Size of a gradient bucket [default: 25]
-    #[arg(long, value_name = "MIB,…", value_delimiter = ',', default_value = "25", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Who trains: rigscale, whose buckets leave as they fill, or apex, the DDP of the published rows (2020 to 2022)
+    #[arg(long, value_name = "NAME", default_value = "rigscale")]
+    framework: Framework,
+
+    /// Size of a gradient bucket [default: 25, with apex 19; that of --step's run]
+    #[arg(long, value_name = "MIB,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
     bucket_mib: Vec<u32>,
 
     /// Peer access: auto as NCCL decides, on (NCCL_P2P_LEVEL=SYS), off (NCCL_P2P_DISABLE=1)
@@ -139,6 +144,8 @@ struct Listed {
     card: String,
 }
 
+const MEBI: f64 = 1_048_576.0;
+
 /// What varies between rows: its name, and what stands in its column.
 type Column = (&'static str, fn(&Variant) -> String);
 
@@ -146,7 +153,7 @@ type Column = (&'static str, fn(&Variant) -> String);
 const COLUMNS: [Column; 4] = [
     ("card", |row| row.card.clone()),
     ("P2P", |row| format!("{:?}", row.p2p).to_lowercase()),
-    ("bucket", |row| format!("{} MiB", row.bucket_mib)),
+    ("bucket", |row| format!("{:.0} MiB", row.bucket_bytes.0 as f64 / MEBI)),
     ("accum", |row| row.accumulate.to_string()),
 ];
 
@@ -156,7 +163,7 @@ struct Variant {
     gpus: usize,
     card: String,
     p2p: P2p,
-    bucket_mib: u32,
+    bucket_bytes: Bytes,
     accumulate: u32,
     #[serde(flatten)]
     forecast: Forecast,
@@ -169,6 +176,7 @@ struct Prediction {
     model: String,
     batch: u32,
     context: u32,
+    framework: Framework,
     target: f64,
     notes: Vec<String>,
     variants: Vec<Variant>,
@@ -271,7 +279,8 @@ fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliErro
         false => args.gpu.iter().map(|card| Some(card.as_str())).collect(),
     };
     let modes = if args.p2p.is_empty() { vec![P2p::Auto] } else { args.p2p.clone() };
-    let count = gpus.len() * cards.len() * modes.len() * args.bucket_mib.len() * asked.accumulate.len();
+    let buckets = asked.bucket_sizes(args);
+    let count = gpus.len() * cards.len() * modes.len() * buckets.len() * asked.accumulate.len();
     if VARIANTS_MAX < count {
         return Err(CliError::Usage(format!("{count} variants are too many: at most {VARIANTS_MAX}")));
     }
@@ -279,8 +288,7 @@ fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliErro
     for (card, count) in cards.iter().flat_map(|card| gpus.iter().map(move |count| (*card, *count))) {
         let board = filled(&whole, count, card)?;
         for p2p in &modes {
-            let sizes =
-                args.bucket_mib.iter().flat_map(|size| asked.accumulate.iter().map(move |steps| (*size, *steps)));
+            let sizes = buckets.iter().flat_map(|size| asked.accumulate.iter().map(move |steps| (*size, *steps)));
             for (bucket, accumulate) in sizes {
                 variants.push(variant(args, asked, &board, (*p2p, bucket, accumulate))?);
             }
@@ -292,6 +300,7 @@ fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliErro
         model: asked.model.clone(),
         batch: asked.batch,
         context: asked.context,
+        framework: asked.framework,
         target: args.target,
         notes: whole.notes,
         variants,
@@ -308,12 +317,12 @@ fn variant(
     args: &Args,
     asked: &Asked,
     board: &Board,
-    (p2p, bucket_mib, accumulate): (P2p, u32, u32),
+    (p2p, bucket_bytes, accumulate): (P2p, Bytes, u32),
 ) -> Result<Variant, CliError> {
-    let training = asked.training(bucket_mib, accumulate);
+    let training = asked.training(bucket_bytes, accumulate);
     let forecast = forecast(board, &training, &exchange(args, p2p), &Calibration::default())?;
     let (gpus, card) = (board.seats.len(), board.seats[0].card.name.clone());
-    Ok(Variant { gpus, card, p2p, bucket_mib, accumulate, forecast })
+    Ok(Variant { gpus, card, p2p, bucket_bytes, accumulate, forecast })
 }
 
 impl Prediction {

@@ -15,7 +15,7 @@ use super::forecast::{Forecast, Training, forecast};
 use super::nccl::Transport;
 use super::ring::{Exchange, P2p, Ring};
 use super::solo::Solo;
-use super::step::{CONTENTION, Overlap, Work};
+use super::step::{Overlap, Work};
 
 /// The most that a bucket may take of the speed of compute beside it.
 const CONTENTION_MAX: f64 = 0.98;
@@ -110,7 +110,7 @@ pub struct Explanation {
 struct State {
     work: Work,
     ring: Ring,
-    contention: f64,
+    overlap: Overlap,
     ideal: Seconds,
     silicon: Seconds,
     stragglers: Seconds,
@@ -120,17 +120,16 @@ struct State {
 
 impl State {
     fn side(&self) -> Side {
-        let overlap = Overlap { contention: self.contention, straggle: 0.0 };
         let scale = (self.ideal + self.silicon) / self.ideal;
         let work =
             Work { forward: self.work.forward * scale, backward: self.work.backward * scale, ..self.work.clone() };
-        let time = work.step(&self.ring, &overlap);
+        let time = work.step(&self.ring, &self.overlap);
         let waits = time.exposed + time.slowdown + self.optimizer;
         Side::of(self.ideal, self.ideal + self.silicon + self.stragglers + waits)
     }
 
     fn slowdown(&self, contention: f64) -> Seconds {
-        self.work.step(&self.ring, &Overlap { contention, straggle: 0.0 }).slowdown
+        self.work.step(&self.ring, &Overlap { contention, ..self.overlap }).slowdown
     }
 }
 
@@ -184,7 +183,7 @@ pub fn explain(
             Some(other) => Some(forecast(&board, training, &other, calibration)?.ring),
             None => None,
         };
-        explained.push(measured.explain(&predicted, instead));
+        explained.push(measured.explain(&predicted, training.framework.overlap(), instead));
     }
     if explained.is_empty() {
         let problem = "no world size of at least 2 ranks was run with all its arms".to_owned();
@@ -222,13 +221,13 @@ impl<'a> Measured<'a> {
         }
     }
 
-    fn explain(&self, forecast: &Forecast, instead: Option<Ring>) -> Explanation {
+    fn explain(&self, forecast: &Forecast, overlap: Overlap, instead: Option<Ring>) -> Explanation {
         let predicted = Side::of(forecast.ideal, forecast.time.step);
         let measured = Side::of(self.ideal, self.point.step_s);
         let mut state = State {
             work: forecast.work.clone(),
             ring: forecast.ring.clone(),
-            contention: CONTENTION[1],
+            overlap: Overlap { straggle: 0.0, ..overlap },
             ideal: forecast.ideal,
             silicon: Seconds(0.0),
             stragglers: forecast.time.straggler + forecast.time.alone - forecast.ideal,
@@ -289,8 +288,8 @@ impl<'a> Measured<'a> {
         };
         telescope.reach(Cause::Latency, state, what);
         let loss = &self.point.loss;
-        let before = state.slowdown(state.contention);
-        state.contention = contention(state, loss.slowdown_s);
+        let before = state.slowdown(state.overlap.contention);
+        state.overlap.contention = contention(state, loss.slowdown_s);
         state.optimizer = loss.optimizer_s;
         let measured = loss.slowdown_s + loss.optimizer_s;
         let what = format!("compute beside buckets is slower by {before} as predicted, by {measured} as measured");

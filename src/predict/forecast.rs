@@ -13,7 +13,7 @@ use super::card::Card;
 use super::hazard::{Hazard, hazards};
 use super::ring::{Exchange, Ring, ring};
 use super::solo::Solo;
-use super::step::{BucketWork, CONTENTION, Overlap, StepTime, Work};
+use super::step::{BucketWork, Framework, Overlap, StepTime, Work};
 
 /// What is trained, and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,8 @@ pub struct Training {
     pub precision: Precision,
     /// What is known of the step of one GPU alone.
     pub alone: Alone,
+    /// Who trains.
+    pub framework: Framework,
 }
 
 /// What is known of the step of one GPU alone.
@@ -98,37 +100,15 @@ pub fn forecast(
     calibration: &Calibration,
 ) -> Result<Forecast, PredictError> {
     let ring = ring(board, exchange, calibration)?;
-    let pace = |utilisation: f64| {
-        let solo = training.solo(board, utilisation);
+    let outlooks = UTILISATION.map(|utilisation| {
+        let (work, solo) = (training.work(board, utilisation), training.solo(board, utilisation));
         let rates: f64 = solo.iter().map(|step| solo[0] / *step).sum();
-        (solo[0] * (solo.len() as f64 / rates), solo)
-    };
-    let efficiency = |ring: &Ring, utilisation: f64, contention: f64| {
-        let overlap = Overlap { contention, ..Overlap::default() };
-        pace(utilisation).0 / training.work(board, utilisation).step(ring, &overlap).step
-    };
-    let work = training.work(board, UTILISATION[1]);
-    let time = work.step(&ring, &Overlap::default());
-    let (ideal, solo) = pace(UTILISATION[1]);
-    let estimate = ideal / time.step;
-    let end = |sign: f64, contention: f64, utilisation: f64| {
-        let bus = ring.at(ring.bus * (sign * Z * ring.spread).exp());
-        let parts = [
-            efficiency(&bus, UTILISATION[1], CONTENTION[1]),
-            efficiency(&ring, UTILISATION[1], contention),
-            efficiency(&ring, utilisation, CONTENTION[1]),
-        ];
-        let squares = parts.iter().map(|part| (part - estimate).powi(2)).sum::<f64>();
-        (squares + (Z * calibration.spread_step).powi(2)).sqrt()
-    };
-    let efficiency = match ring.ranks {
-        ..2 => Interval { estimate, low: estimate, high: estimate },
-        _ => Interval {
-            estimate,
-            low: (estimate - end(-1.0, CONTENTION[2], UTILISATION[2])).max(0.0),
-            high: (estimate + end(1.0, CONTENTION[0], UTILISATION[0])).min(1.0),
-        },
-    };
+        (work, solo[0] * (solo.len() as f64 / rates), solo)
+    });
+    let efficiency =
+        efficiency(&outlooks.each_ref().map(|(work, ideal, _)| (work, *ideal)), &ring, training.framework, calibration);
+    let [_, (work, ideal, solo), _] = outlooks;
+    let time = work.step(&ring, &training.framework.overlap());
     let tokens = (ring.ranks * training.batch * training.context * training.accumulate) as f64;
     Ok(Forecast {
         world: ring.ranks,
@@ -143,6 +123,58 @@ pub fn forecast(
         work,
         solo,
     })
+}
+
+/// Efficiency with its 90 % interval. `steps` are what a rank computes, and the step of a card of mean rate alone: at the
+/// longest step that is believed possible, the most likely, the shortest. Where the step was measured all three are the
+/// same. Doubts of the bus bandwidth, of contention, of the step and of the model are independent, so their squares add.
+#[must_use]
+pub fn efficiency(
+    steps: &[(&Work, Seconds); 3],
+    ring: &Ring,
+    framework: Framework,
+    calibration: &Calibration,
+) -> Interval {
+    let [slow, usual, fast] = *steps;
+    let overlap = framework.overlap();
+    let of = |(work, ideal): (&Work, Seconds), ring: &Ring, contention: f64| {
+        ideal / work.step(ring, &Overlap { contention, ..overlap }).step
+    };
+    let estimate = of(usual, ring, overlap.contention);
+    if ring.ranks < 2 {
+        return Interval { estimate, low: estimate, high: estimate };
+    }
+    let [least, _, most] = framework.contention();
+    let away = |sign: f64, contention: f64, step: (&Work, Seconds)| {
+        let bus = ring.at(ring.bus * (sign * Z * ring.spread).exp());
+        let ends =
+            [of(usual, &bus, overlap.contention), of(usual, ring, contention), of(step, ring, overlap.contention)];
+        let squares: f64 = ends.iter().map(|end| (end - estimate).powi(2)).sum();
+        (squares + (Z * calibration.spread_step).powi(2)).sqrt()
+    };
+    Interval {
+        estimate,
+        low: (estimate - away(-1.0, most, fast)).max(0.0),
+        high: (estimate + away(1.0, least, slow)).min(1.0),
+    }
+}
+
+/// Phases of a measured step of one card, where only its length is known: one update of AdamW, and a backward pass that
+/// takes twice as long as the forward pass.
+#[must_use]
+pub fn phases(step: Seconds, parameters: u64, card: &Card, accumulate: usize) -> Solo {
+    let micro_steps = accumulate as f64;
+    let passes = ((step - update(parameters, card)).0 / micro_steps).max(step.0 * 0.5 / micro_steps);
+    split(Seconds(passes), step - Seconds(passes * micro_steps))
+}
+
+fn split(passes: Seconds, optimizer: Seconds) -> Solo {
+    Solo { forward: passes / 3.0, backward: passes * (2.0 / 3.0), optimizer }
+}
+
+/// One update of AdamW.
+fn update(parameters: u64, card: &Card) -> Seconds {
+    Seconds(parameters as f64 * UPDATE_BYTES / (card.memory_rate.0 * UPDATE_SHARE))
 }
 
 impl Training {
@@ -161,21 +193,16 @@ impl Training {
 
     /// The step of one card alone.
     fn phases(&self, card: &Card, utilisation: f64) -> Solo {
-        let optimizer = self.shape.parameter_count() as f64 * UPDATE_BYTES / (card.memory_rate.0 * UPDATE_SHARE);
-        let micro_steps = self.accumulate as f64;
-        let passes = match self.alone {
-            Alone::Phases(solo) => return solo,
-            Alone::Step(step) => ((step.0 - optimizer) / micro_steps).max(step.0 * 0.5 / micro_steps),
+        let parameters = self.shape.parameter_count();
+        match self.alone {
+            Alone::Phases(solo) => solo,
+            Alone::Step(step) => phases(step, parameters, card, self.accumulate),
             Alone::Catalogue => {
                 let tokens = (self.batch * self.context) as f64;
-                self.shape.flops_per_token(self.context) * tokens / (card.bf16.0 * utilisation)
+                let passes = self.shape.flops_per_token(self.context) * tokens / (card.bf16.0 * utilisation);
+                split(Seconds(passes), update(parameters, card))
             }
-        };
-        let optimizer = match self.alone {
-            Alone::Step(step) => step.0 - passes * micro_steps,
-            _ => optimizer,
-        };
-        Solo { forward: Seconds(passes / 3.0), backward: Seconds(passes * 2.0 / 3.0), optimizer: Seconds(optimizer) }
+        }
     }
 
     /// The buckets. The backward pass runs the parameters in reverse; each takes time as its matrix is large.
@@ -212,6 +239,7 @@ mod tests {
             first_bucket: Bytes::mebi(1.0),
             precision: Precision::Bf16,
             alone: Alone::Catalogue,
+            framework: Framework::Rigscale,
         }
     }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::cli::CliError;
 use crate::model::{Shape, preset};
-use crate::predict::{Alone, PredictError, Solo, Training, duration};
+use crate::predict::{Alone, Framework, PredictError, Solo, Training, duration};
 use crate::record::{Device, Origin, Precision, RunFiles, RunFolder, TrainConfig};
 use crate::units::{Bytes, Seconds};
 
@@ -45,8 +45,10 @@ pub(super) struct Asked {
     pub(super) context: u32,
     pub(super) accumulate: Vec<u32>,
     precision: Precision,
-    first_bucket: Bytes,
+    /// Sizes of the first bucket and of the others, where no flag says.
+    buckets: [Bytes; 2],
     alone: Alone,
+    pub(super) framework: Framework,
     /// What a person should know of the run that the step is from.
     pub(super) warning: Option<String>,
 }
@@ -78,15 +80,17 @@ impl Asked {
 
     fn by_flags(args: &Args, alone: Alone) -> Result<Self, CliError> {
         let model = args.model.clone().unwrap_or_else(|| "llama-1b".to_owned());
+        let precision = Precision::Bf16;
         Ok(Self {
             shape: preset(&model)?.shape,
             model,
             batch: args.batch.unwrap_or(4),
             context: args.context.unwrap_or(2048),
             accumulate: if args.accumulate.is_empty() { vec![1] } else { args.accumulate.clone() },
-            precision: Precision::Bf16,
-            first_bucket: Bytes::mebi(1.0),
+            precision,
+            buckets: args.framework.buckets(precision.element_bytes()),
             alone,
+            framework: args.framework,
             warning: None,
         })
     }
@@ -117,8 +121,12 @@ impl Asked {
             context: whole(config.context),
             accumulate: if args.accumulate.is_empty() { own } else { args.accumulate.clone() },
             precision: config.precision,
-            first_bucket: config.first_bucket_bytes,
+            buckets: match args.framework {
+                Framework::Rigscale => [config.first_bucket_bytes, config.bucket_bytes],
+                other => other.buckets(config.precision.element_bytes()),
+            },
             alone,
+            framework: args.framework,
             warning: on_cpu
                 .then(|| format!("the ranks of {} are CPU cores: their step says nothing of a GPU's", files.name)),
         })
@@ -129,22 +137,31 @@ impl Asked {
         self.alone
     }
 
+    /// Sizes of buckets that are swept.
+    pub(super) fn bucket_sizes(&self, args: &Args) -> Vec<Bytes> {
+        match args.bucket_mib.is_empty() {
+            true => vec![self.buckets[1]],
+            false => args.bucket_mib.iter().map(|size| Bytes::mebi(f64::from(*size))).collect(),
+        }
+    }
+
     /// The training as the run had it.
-    pub(super) fn as_run(&self, config: &TrainConfig) -> Training {
-        Training { bucket: config.bucket_bytes, ..self.training(1, self.accumulate[0]) }
+    pub(super) fn as_run(&self) -> Training {
+        self.training(self.buckets[1], self.accumulate[0])
     }
 
     /// The training with this bucket and so many micro-steps.
-    pub(super) fn training(&self, bucket_mib: u32, accumulate: u32) -> Training {
+    pub(super) fn training(&self, bucket: Bytes, accumulate: u32) -> Training {
         Training {
             shape: self.shape,
             batch: self.batch as usize,
             context: self.context as usize,
             accumulate: accumulate as usize,
-            bucket: Bytes::mebi(f64::from(bucket_mib)),
-            first_bucket: self.first_bucket,
+            bucket,
+            first_bucket: self.buckets[0],
             precision: self.precision,
             alone: self.alone,
+            framework: self.framework,
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn explained(args: &Args, run: &Path) -> Result<Explained, CliError> 
     let own = folder.topology().display().to_string();
     let board = edited(args, args.platform.as_deref().unwrap_or(&own))?;
     let alone = if args.step.is_some() { Asked::of(args)?.alone() } else { Alone::Catalogue };
-    let training = Asked::like(args, &files, alone)?.as_run(&files.plan.config);
+    let training = Asked::like(args, &files, alone)?.as_run();
     let exchange = as_told(args, &files);
     let worlds = explain(&board, (&training, &exchange, &Calibration::default()), &files, &analysis.points)?;
     let mut notes = Vec::new();

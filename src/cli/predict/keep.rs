@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::cli::CliError;
-use crate::predict::{Board, Forecast, Overlap, RANKS_MAX, Simulation};
+use crate::predict::{Board, Forecast, RANKS_MAX, Simulation};
 use crate::record::{RunFolder, read_text, write_whole};
 use crate::topology::YAML_BYTES_MAX;
 
@@ -38,10 +38,10 @@ pub(super) fn keep(
     }
     let files = Simulation {
         model: &asked.model,
-        training: &asked.training(first.bucket_mib, first.accumulate),
+        training: &asked.training(first.bucket_bytes, first.accumulate),
         exchange: &exchange(args, first.p2p),
         worlds: &worlds,
-        overlap: Overlap::default(),
+        overlap: asked.framework.overlap(),
         target: args.target,
         created: jiff::Timestamp::now(),
     };

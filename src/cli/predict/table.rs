@@ -22,7 +22,14 @@ impl fmt::Display for Listing {
 impl fmt::Display for Prediction {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.title)?;
-        writeln!(out, "{}, batch {}, context {}", self.model, self.batch, self.context)?;
+        writeln!(
+            out,
+            "{}, batch {}, context {}, trained by {}",
+            self.model,
+            self.batch,
+            self.context,
+            self.framework.name()
+        )?;
         // what does not vary is said once, so that a row fits
         for (name, of) in self.columns(false) {
             writeln!(out, "{name:11} {}", of(&self.variants[0]))?;
