@@ -78,6 +78,21 @@ fn every_kind_is_known_by_its_own_words() {
     assert_eq!(seen.len(), Kind::ALL.len());
 }
 
+/// What `nvidia-smi -q` says of two cards of which nothing is in order.
+const SICK: &[&str] = &[
+    "ecc-uncorrected",
+    "rows-remap-failed",
+    "gpu-power-brake",
+    "pcie-replays",
+    "pcie-narrow-link",
+    "rows-remap-pending",
+    "compute-mode-exclusive",
+    "gpu-in-use",
+    "gpu-drives-display",
+    "ecc-pending",
+    "gpu-was-held",
+];
+
 /// What a text cannot hold is missing for that reason, so that no rule takes it for seen. What it tells is judged.
 #[test]
 fn rules_are_quiet_about_what_a_text_cannot_hold() {
@@ -85,11 +100,18 @@ fn rules_are_quiet_about_what_a_text_cannot_hold() {
     for name in quiet.iter().chain(&["lspci-one-card", "nccl-flat-numa-unknown", "nccl-vm-hidden-switch"]) {
         assert_eq!(judge(&imported(name)), [], "{name}");
     }
-    let told: [(&str, &[&str]); 4] = [
+    let told: [(&str, &[&str]); 8] = [
         ("topo-p2p-refused", &["p2p-refused-product"]),
-        ("smi-q-2gpu", &["bar-below-memory", "power-limits-differ", "power-limit-lowered"]),
+        (
+            "smi-q-2gpu",
+            &["pcie-narrow-link", "pcie-narrow-link", "bar-below-memory", "power-limits-differ", "power-limit-lowered"],
+        ),
+        ("smi-q-sick", SICK),
         ("smi-q-old-passthrough", &["mig-enabled", "power-limit-lowered"]),
-        ("lspci-lost-gpu", &["gpu-lost", "pcie-link-unknown"]),
+        ("lspci-lost-gpu", &["gpu-lost"]),
+        ("lspci-unprivileged", &["pcie-link-unknown", "config-unreadable"]),
+        ("lspci-acs", &["acs-redirect", "pcie-errors-remembered", "pcie-aspm"]),
+        ("lspci-hex", &["acs-redirect", "pcie-aspm"]),
     ];
     for (name, expected) in told {
         let codes: Vec<String> = judge(&imported(name)).into_iter().map(|finding| finding.code).collect();

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use rigscale::probe::{
-    Answer, Captured, Live, Machine, ProbeError, Question, RULES, Recorder, Redactor, Value, judge, probe,
+    Answer, Captured, Live, Machine, ProbeError, Question, RULES, Recorder, Redactor, Value, judge, probe, unjudged,
 };
 use rigscale::record::Finding;
 use rigscale::topology::{Missing, PathClass, Topology, Why, from_yaml, to_yaml};
 
 /// At least so many machines are recorded.
-const MACHINES: usize = 35;
+const MACHINES: usize = 48;
 
 fn machines() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines");
@@ -49,12 +49,22 @@ fn check_golden(path: &Path, text: &str) {
     assert!(golden == text, "{} differs; RIGSCALE_BLESS=1 rewrites it", path.display());
 }
 
+/// The rules that could not judge stand in a file of their own, where there are some.
+fn check_unjudged(folder: &Path, topology: &Topology) {
+    let (path, rules) = (folder.join("unjudged.json"), unjudged(topology));
+    match rules.is_empty() {
+        true => assert!(!path.exists(), "{} stands for nothing", path.display()),
+        false => check_golden(&path, &(serde_json::to_string_pretty(&rules).unwrap() + "\n")),
+    }
+}
+
 #[test]
 fn recorded_machines_probe_as_recorded() {
     for folder in machines() {
         let (topology, findings) = probed(&folder);
         check_golden(&folder.join("topology.yaml"), &to_yaml(&topology).unwrap());
         check_golden(&folder.join("findings.json"), &(serde_json::to_string_pretty(&findings).unwrap() + "\n"));
+        check_unjudged(&folder, &topology);
     }
 }
 
@@ -76,7 +86,17 @@ fn every_rule_fires_somewhere_and_a_healthy_machine_is_quiet() {
         assert!(fired.contains(rule.code), "{} fires on no recorded machine", rule.code);
     }
     // In order; the links of both idle at Gen1, which is no fault.
-    assert_eq!(probed(&machine("idle-gen1")).1, []);
+    for name in ["idle-gen1", "tesla-t4"] {
+        let (topology, findings) = probed(&machine(name));
+        assert_eq!((findings, unjudged(&topology)), (vec![], vec![]), "{name}");
+    }
+    // Nothing is known to be wrong there, and that is said.
+    let (topology, findings) = probed(&machine("answers-garbled"));
+    assert_eq!(findings, []);
+    let codes: BTreeSet<String> = unjudged(&topology).into_iter().map(|rule| rule.code).collect();
+    for code in ["p2p-refused", "p2p-disabled", "nccl-host-staged", "gpu-hot", "gpu-power-brake", "ecc-uncorrected"] {
+        assert!(codes.contains(code), "{code} is taken for judged");
+    }
     // In order too, with what is worth knowing and nothing graver.
     for (name, codes) in [("threadripper-4gpu", ["p2p-refused-product"]), ("switch-4gpu", ["pcie-shared-uplink"])] {
         let found: Vec<String> = probed(&machine(name)).1.into_iter().map(|finding| finding.code).collect();
@@ -195,8 +215,8 @@ fn broken_captures_are_errors_with_their_line() {
         (lines[..lines.len() - 1].concat(), "is not the count of answers"),
         (whole[..whole.len() / 2].to_owned(), "the file was cut"),
         ([&lines[..3], &lines[4..]].concat().concat(), "it holds"),
-        (whole.replacen("\"capture\":2", "\"capture\":99", 1), "m.jsonl:1: schema 99 is newer than 2"),
-        (whole.replacen("\"capture\":2", "\"capture\":0", 1), "m.jsonl:1: schema 0 was never written"),
+        (whole.replacen("\"capture\":3", "\"capture\":99", 1), "m.jsonl:1: schema 99 is newer than 3"),
+        (whole.replacen("\"capture\":3", "\"capture\":0", 1), "m.jsonl:1: schema 0 was never written"),
         (whole.replacen("\"ask\":{\"file\"", "\"ask\":{\"shell\"", 1), "m.jsonl:2: unknown variant `shell`"),
         (whole.replacen("\"missing\":\"absent\"", "\"missing\":\"gone\"", 1), "m.jsonl:2: unknown variant `gone`"),
         (
@@ -232,8 +252,8 @@ fn wrong_topologies_are_errors_with_their_place() {
             "bool",
         ),
         (good.replacen("path: PHB", "path: PIX", 1), format!("t.yaml:{}:", line_of("pairs:")), "do not follow"),
-        (good.replacen("schema: 2", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 2"),
-        (good.replacen("schema: 2", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
+        (good.replacen("schema: 3", "schema: 7", 1), "t.yaml:".into(), "schema 7 is newer than 3"),
+        (good.replacen("schema: 3", "schema: 0", 1), "t.yaml:1:".into(), "never written"),
         (
             good.replacen("parent: \"0000:00:01.4\"", "parent: \"0000:00:01.5\"", 1),
             "t.yaml:".into(),

@@ -5,8 +5,8 @@ use std::path::Path;
 use miette::Diagnostic;
 use thiserror::Error;
 
-use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe};
-use crate::record::{Finding, Findings, RecordError, SCHEMA, write_json, write_whole};
+use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe, unjudged};
+use crate::record::{Finding, Findings, RecordError, SCHEMA, Unjudged, write_json, write_whole};
 use crate::topology::{Topology, TopologyError, to_yaml};
 
 /// What a look at a machine gives.
@@ -15,6 +15,8 @@ pub(super) struct Look {
     pub(super) topology: Topology,
     /// What is wrong with it.
     pub(super) findings: Vec<Finding>,
+    /// The rules that could not judge it.
+    pub(super) unjudged: Vec<Unjudged>,
     /// Every question and its answer, redacted; none where a topology was all there was to look at.
     pub(super) transcript: Option<String>,
 }
@@ -38,6 +40,12 @@ pub(super) enum LookError {
 }
 
 impl Look {
+    /// A topology judged.
+    pub(super) fn of(topology: Topology, transcript: Option<String>) -> Self {
+        let (findings, unjudged) = (judge(&topology), unjudged(&topology));
+        Self { topology, findings, unjudged, transcript }
+    }
+
     /// Asks this machine everything.
     ///
     /// # Errors
@@ -45,9 +53,8 @@ impl Look {
     pub(super) fn live() -> Result<Self, LookError> {
         let machine = Recorder::new(Live::new(), Some(Redactor::new(Live::private_words())));
         let topology = probe(&machine)?;
-        let findings = judge(&topology);
         let transcript = Some(machine.transcript()?);
-        Ok(Self { topology, findings, transcript })
+        Ok(Self::of(topology, transcript))
     }
 
     /// Writes `topology.yaml`, `findings.json` and `machine.jsonl` into a folder.
@@ -57,7 +64,8 @@ impl Look {
     pub(super) fn write(&self, folder: &Path) -> Result<(), LookError> {
         let text = to_yaml(&self.topology).map_err(|error| LookError::Topology(Box::new(error)))?;
         let rigscale = env!("CARGO_PKG_VERSION").to_owned();
-        let findings = Findings { schema: SCHEMA, rigscale, findings: self.findings.clone() };
+        let findings =
+            Findings { schema: SCHEMA, rigscale, findings: self.findings.clone(), unjudged: self.unjudged.clone() };
         write_whole(&folder.join("topology.yaml"), text.as_bytes())?;
         write_json(&folder.join("findings.json"), &findings)?;
         if let Some(transcript) = &self.transcript {

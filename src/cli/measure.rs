@@ -110,7 +110,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let progress = |index: usize, of: usize, what: &str| out.remark(format!("{} of {of}: {what}", index + 1));
     let measurer = Measurer { folder: &place.path, stop, progress: &progress };
     let Measured { lines, findings, interrupted } = measurer.measure(&wish, &head, &look.topology)?;
-    let record = Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings };
+    let record =
+        Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings, unjudged: Vec::new() };
     write_json(&place.path.join("measure.json"), &record)?;
     let shown = Shown { head: &head, lines: &lines, findings: &record.findings, colour: out.colour() };
     out.emit(&shown).map_err(|source| CliError::Terminal { attempt: "print the links", source })?;

@@ -14,8 +14,8 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use crate::probe::import::{Kind, import, not_a_text};
-use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, judge, probe};
-use crate::record::{Finding, RecordError, Severity, read_text, write_whole};
+use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, probe};
+use crate::record::{Finding, RecordError, Severity, Unjudged, read_text, write_whole};
 use crate::report::machine_svg;
 use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml, to_nccl_xml};
 
@@ -65,6 +65,7 @@ pub(super) struct Args {
 struct Report<'a> {
     topology: &'a Topology,
     findings: &'a [Finding],
+    unjudged: &'a [Unjudged],
     #[serde(skip)]
     colour: bool,
 }
@@ -94,7 +95,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
         let svg = machine_svg(&look.topology)?.ok_or(ProbeCommandError::NothingToDraw)?;
         write_whole(path, svg.as_bytes())?;
     }
-    let report = Report { topology: &look.topology, findings: &look.findings, colour: out.colour() };
+    let report =
+        Report { topology: &look.topology, findings: &look.findings, unjudged: &look.unjudged, colour: out.colour() };
     out.emit(&report).map_err(|source| ProbeCommandError::Print { source })?;
     if let Some(folder) = &args.out {
         out.remark(format!("written to {}", folder.display()));
@@ -128,13 +130,11 @@ fn from_file(path: &Path) -> Result<Look, ProbeCommandError> {
             true => from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))?,
             false => import(&text, &name).map_err(|error| ProbeCommandError::Import(Box::new(error)))?,
         };
-        let findings = judge(&topology);
-        return Ok(Look { topology, findings, transcript: None });
+        return Ok(Look::of(topology, None));
     }
     let captured = Captured::parse(&text, &name).map_err(|error| ProbeCommandError::Capture(Box::new(error)))?;
     let topology = probe(&captured).map_err(|source| ProbeCommandError::Probe { file: name, source })?;
-    let findings = judge(&topology);
-    Ok(Look { topology, findings, transcript: Some(text) })
+    Ok(Look::of(topology, Some(text)))
 }
 
 impl fmt::Display for Report<'_> {
@@ -146,7 +146,8 @@ impl fmt::Display for Report<'_> {
         tables::pairs(out, self.topology)?;
         peers::list(out, self.topology)?;
         writeln!(out)?;
-        findings::list(out, self.findings, self.colour)
+        findings::list(out, self.findings, self.colour)?;
+        findings::unjudged(out, self.unjudged)
     }
 }
 
@@ -198,7 +199,8 @@ mod tests {
     fn printed(name: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("machine.jsonl");
         let look = from_file(&path).unwrap();
-        Report { topology: &look.topology, findings: &look.findings, colour: false }.to_string()
+        Report { topology: &look.topology, findings: &look.findings, unjudged: &look.unjudged, colour: false }
+            .to_string()
     }
 
     #[test]

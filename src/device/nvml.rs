@@ -90,6 +90,16 @@ pub enum GpuFact {
     NvlinksUp,
     /// NVLinks that are down.
     NvlinksDown,
+    /// Microseconds at the power limit since the driver was loaded.
+    PowerCapUs,
+    /// Microseconds of slow-down by heat as the driver decides.
+    ThermalUs,
+    /// Microseconds of slow-down by heat as the card decides.
+    HardwareThermalUs,
+    /// Microseconds of power brake.
+    PowerBrakeUs,
+    /// Instances that it is divided into (MIG).
+    MigInstances,
 }
 
 /// What one GPU may do to the memory of another: NVML's `nvmlGpuP2PCapsIndex_t`.
@@ -104,6 +114,8 @@ pub enum PeerFact {
     Atomics,
     /// Any of these over NVLink.
     Nvlink,
+    /// Reach it at all, as CUDA answers (`cuDeviceCanAccessPeer`): `true` or `false`.
+    Cuda,
 }
 
 impl Nvml {
@@ -151,6 +163,7 @@ impl Nvml {
             PeerFact::Write => Capability::Write,
             PeerFact::Atomics => Capability::Atomics,
             PeerFact::Nvlink => Capability::NvLink,
+            PeerFact::Cuda => return Err(Missing::new(Why::Unsupported, "no question for NVML")),
         };
         let status = gpu(from)?.p2p_status(&gpu(to)?, index).map_err(missing)?;
         Ok(match status {
@@ -171,6 +184,11 @@ const ROWS_CORRECTED: u32 = 142;
 const ROWS_UNCORRECTED: u32 = 143;
 const ROWS_PENDING: u32 = 144;
 const ROWS_FAILED: u32 = 145;
+/// Nanoseconds of held clocks (nvml.h, `NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP` and its kin).
+const POWER_CAP_NS: u32 = 74;
+const THERMAL_NS: u32 = 251;
+const HARDWARE_THERMAL_NS: u32 = 252;
+const POWER_BRAKE_NS: u32 = 253;
 /// More NVLinks than any GPU has (nvml.h, `NVML_NVLINK_MAX_LINKS`).
 const NVLINKS_MAX: u32 = 18;
 
@@ -191,6 +209,19 @@ fn nvlinks(gpu: &Device<'_>, up: bool) -> Result<u32, NvmlError> {
         match gpu.link_wrapper_for(link).is_active() {
             Ok(active) => count += u32::from(active == up),
             Err(NvmlError::NotSupported | NvmlError::InvalidArg) if 0 < link => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}
+
+/// How many instances there are. A GPU that cannot be divided does not offer the question.
+fn mig_instances(gpu: &Device<'_>) -> Result<u32, NvmlError> {
+    let mut count = 0;
+    for index in 0..gpu.mig_device_count()? {
+        match gpu.mig_device_by_index(index) {
+            Ok(_) => count += 1,
+            Err(NvmlError::NotFound) => {}
             Err(error) => return Err(error),
         }
     }
@@ -238,6 +269,11 @@ fn ask(gpu: &Device<'_>, fact: GpuFact) -> Result<String, NvmlError> {
         GpuFact::PcieReplays => gpu.pcie_replay_counter()?.to_string(),
         GpuFact::NvlinksUp => nvlinks(gpu, true)?.to_string(),
         GpuFact::NvlinksDown => nvlinks(gpu, false)?.to_string(),
+        GpuFact::PowerCapUs => (field(gpu, POWER_CAP_NS)? / 1000).to_string(),
+        GpuFact::ThermalUs => (field(gpu, THERMAL_NS)? / 1000).to_string(),
+        GpuFact::HardwareThermalUs => (field(gpu, HARDWARE_THERMAL_NS)? / 1000).to_string(),
+        GpuFact::PowerBrakeUs => (field(gpu, POWER_BRAKE_NS)? / 1000).to_string(),
+        GpuFact::MigInstances => mig_instances(gpu)?.to_string(),
     })
 }
 

@@ -254,7 +254,8 @@ impl Launcher<'_> {
                 remedy: "run it again; what was measured so far is kept".into(),
             }],
         };
-        let record = Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings };
+        let record =
+            Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings, unjudged: Vec::new() };
         Ok(write_json(&self.folder.launch_findings(), &record)?)
     }
 }

@@ -13,7 +13,7 @@ use super::{Answer, AskError, Machine, Question, Redactor};
 
 /// The schema of captures that this version writes. A newer one is refused by name; of an older one, what it was not
 /// asked is missing as never asked ([`Question::since`]).
-pub const CAPTURE_SCHEMA: u32 = 2;
+pub const CAPTURE_SCHEMA: u32 = 3;
 
 /// The first line of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -132,7 +132,7 @@ impl Machine for Captured {
 }
 
 const HEAD_HELP: &str =
-    "the first line is {\"capture\":2,\"rigscale\":\"…\",\"redacted\":true}, as `rigscale capture` writes it";
+    "the first line is {\"capture\":3,\"rigscale\":\"…\",\"redacted\":true}, as `rigscale capture` writes it";
 const LINE_HELP: &str = "a line holds one question and its answer: {\"ask\":{\"file\":\"/proc/cmdline\"},\"answer\":\"quiet\"}, or \
                          {\"missing\":\"absent\"} for the answer";
 const END_HELP: &str = "the last line is {\"answers\":N} with the number of lines between the first and itself";

@@ -3,7 +3,7 @@
 use crate::device::{GpuFact, PeerFact};
 use crate::topology::{
     ComputeMode, Gpu, GpuCondition, Missing, PciAddress, PcieState, PeerAccess, PeerStatus, Reading, ThrottleReasons,
-    Why,
+    ThrottleTimes, Why,
 };
 
 use super::ask::{file, garbled, parsed, text};
@@ -44,6 +44,13 @@ pub(super) fn condition(machine: &dyn Machine, at: PciAddress) -> Result<GpuCond
     let number = |fact| Ok(parsed::<u32>(ask(fact)?, "NVML"));
     Ok(GpuCondition {
         throttle: count(GpuFact::Throttle)?.map(ThrottleReasons),
+        throttled: ThrottleTimes {
+            power_cap_us: count(GpuFact::PowerCapUs)?,
+            thermal_us: count(GpuFact::ThermalUs)?,
+            hardware_thermal_us: count(GpuFact::HardwareThermalUs)?,
+            power_brake_us: count(GpuFact::PowerBrakeUs)?,
+        },
+        mig_instances: number(GpuFact::MigInstances)?,
         ecc: switch(GpuFact::Ecc)?,
         ecc_next: switch(GpuFact::EccNext)?,
         ecc_uncorrected: count(GpuFact::EccUncorrected)?,
@@ -81,7 +88,8 @@ pub(super) fn peers(machine: &dyn Machine, gpus: &[Gpu]) -> Result<Vec<PeerAcces
             }
             let (write, atomics, nvlink) =
                 (grant(PeerFact::Write)?, grant(PeerFact::Atomics)?, grant(PeerFact::Nvlink)?);
-            peers.push(PeerAccess { from, to, read, write, atomics, nvlink, pcie: Err(Missing::not_asked()) });
+            let cuda = parsed(text(machine, Question::Peer { from, to, fact: PeerFact::Cuda })?, "CUDA");
+            peers.push(PeerAccess { from, to, read, write, atomics, nvlink, pcie: Err(Missing::not_asked()), cuda });
         }
     }
     Ok(peers)

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::topology::{Acs, Aspm, Missing, PcieState, Reading, Why};
+use crate::topology::{Acs, Aspm, CORRECTABLE_BITS, Missing, PcieState, Reading, UNCORRECTABLE_BITS, Why};
 
 /// All of it (PCI Express Base Specification 6.0, section 7.2.2).
 pub(super) const BYTES_MAX: usize = 4096;
@@ -15,6 +15,8 @@ const HEADER_BYTES: usize = 64;
 const EXTENDED: usize = 0x100;
 /// Capability of every PCIe function (section 7.5.3).
 const PCIE: u8 = 0x10;
+/// Extended capability: advanced error reporting (section 7.8.4).
+const ERROR_REPORTING: u16 = 0x0001;
 /// Extended capability: device serial number (section 7.9.3).
 const SERIAL_NUMBER: u16 = 0x0003;
 /// Extended capability: access control services (section 7.7.11).
@@ -126,6 +128,17 @@ impl ConfigSpace {
         self
     }
 
+    /// What the status registers of advanced error reporting remember: uncorrectable at 4, correctable at 16.
+    fn errors_seen(&self) -> Reading<Vec<String>> {
+        let at = self.extended(ERROR_REPORTING)?.ok_or_else(|| Missing::new(Why::Absent, "no error reporting"))?;
+        let cut = || Missing::new(Why::Garbled, "error reporting is cut off");
+        let (hard, soft) = (self.u32(at + 4).ok_or_else(cut)?, self.u32(at + 16).ok_or_else(cut)?);
+        let set = |bits: &'static [(u32, &'static str)], status: u32| {
+            bits.iter().filter(move |(bit, _)| status & 1 << bit != 0).map(|(_, name)| (*name).to_owned())
+        };
+        Ok(set(&UNCORRECTABLE_BITS, hard).chain(set(&CORRECTABLE_BITS, soft)).collect())
+    }
+
     /// What it says; error counts are not among it.
     pub(super) fn state(&self) -> PcieState {
         if !self.responds() {
@@ -165,6 +178,7 @@ impl ConfigSpace {
                 completion_redirect: control & 1 << 3 != 0,
                 egress_control: control & 1 << 5 != 0,
             }),
+            errors_seen: self.errors_seen(),
             ..PcieState::unknown(&absent("counted elsewhere"))
         }
     }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::device::cuda::LibraryFact;
 use crate::topology::{
     Container, ContainerKind, Cpu, CpuSet, CpuSignature, Limit, MachineName, Missing, NumaNode, Reading, Settings,
-    Socket, System, Why,
+    Socket, Software, System, Why,
 };
 use crate::units::Bytes;
 
 use super::ask::{file, garbled, name as file_name, parsed, text};
+use super::memory;
 use super::question::VIRTUAL_TOPOLOGY;
 use super::{AskError, CgroupFile, HostFact, Machine, Question};
 
@@ -37,7 +39,24 @@ pub(super) fn system(machine: &dyn Machine) -> Result<System, AskError> {
         kernel: file_name(machine, "/proc/sys/kernel/osrelease")?,
         command_line: file(machine, "/proc/cmdline")?,
         memory_bytes: memory.and_then(|text| memory_total("/proc/meminfo", &text)),
+        memory_slots: text(machine, Question::Host(HostFact::MemorySlots))?.and_then(|text| memory::parsed(&text)),
         virtual_machine: virtual_machine(machine)?,
+    })
+}
+
+/// CUDA's libraries and what NCCL is told. They are asked for only where there is a GPU for them.
+pub(super) fn software(machine: &dyn Machine, has_gpu: bool) -> Result<Software, AskError> {
+    if !has_gpu {
+        return Ok(Software::unknown(&Missing::new(Why::Absent, "no NVIDIA GPU")));
+    }
+    let version = |fact| Ok(parsed(text(machine, Question::Library(fact))?, "the version of a library"));
+    let settings = |fact| Ok(text(machine, Question::Host(fact))?.map(|text| nccl_settings(&text)));
+    Ok(Software {
+        nccl: version(LibraryFact::Nccl)?,
+        cudnn: version(LibraryFact::Cudnn)?,
+        cublas: version(LibraryFact::Cublas)?,
+        nccl_environment: settings(HostFact::NcclEnvironment)?,
+        nccl_user_conf: settings(HostFact::NcclUserConf)?,
     })
 }
 

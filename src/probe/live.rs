@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::device::Nvml;
+use crate::device::cuda::{CudaError, library_version, may_reach};
+use crate::device::{Nvml, PeerFact};
 use crate::topology::{CpuSet, Missing, PciAddress, Phase, Reading, Why};
 
 use super::config::{self, ConfigSpace};
+use super::memory;
 use super::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 
 /// Files of sysfs are at most a page; `meminfo` and `os-release` a few KiB.
@@ -64,7 +66,9 @@ impl Machine for Live {
             Question::Cgroup { file, up } => cgroup(*file, *up).map(Value::Text),
             Question::Host(fact) => host(*fact).map(Value::Text),
             Question::Config(address) => configuration(*address).map(Value::Text),
-            Question::Driver(_) | Question::Gpu { .. } | Question::Peer { .. } => self.nvml(question),
+            Question::Library(_) | Question::Driver(_) | Question::Gpu { .. } | Question::Peer { .. } => {
+                self.nvml(question)
+            }
         };
         Ok(Answer { phase: Phase::AtRest, answer })
     }
@@ -162,7 +166,34 @@ fn host(fact: HostFact) -> Reading<String> {
             Ok(getrlimit(Resource::Memlock).current.map_or("unlimited".to_owned(), |bytes| bytes.to_string()))
         }
         HostFact::Root => Ok(rustix::process::geteuid().is_root().to_string()),
+        HostFact::MemorySlots => memory::slots(),
+        HostFact::NcclEnvironment => Ok(nccl_environment()),
+        HostFact::NcclUserConf => nccl_user_conf(),
     }
+}
+
+/// `NCCL_*` of this process, sorted.
+fn nccl_environment() -> String {
+    let named = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with("NCCL_"))?;
+        Some(format!("{name}={}", value.to_string_lossy().lines().next().unwrap_or_default()))
+    });
+    let mut lines: Vec<String> = named.collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+/// The file that NCCL reads before `/etc/nccl.conf` (NCCL 2.30, `src/misc/param.cc`).
+fn nccl_user_conf() -> Reading<String> {
+    let chosen = std::env::var_os("NCCL_CONF_FILE").filter(|name| !name.is_empty()).map(PathBuf::from);
+    let at_home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".nccl.conf"));
+    let path = chosen.or_else(at_home).ok_or_else(|| Missing::new(Why::Absent, "no NCCL_CONF_FILE and no home"))?;
+    // Where it lies names a user: the reason tells the file's kind alone.
+    let anonymous = |missing: Missing| Missing::new(missing.why, "NCCL's file of this user");
+    let mut bytes = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(|error| anonymous(unread("", &error)))?;
+    String::from_utf8(bytes).map_err(|_| Missing::new(Why::Garbled, "NCCL's file of this user is no UTF-8"))
 }
 
 /// A file of the control group `up` levels above this process.
@@ -224,10 +255,31 @@ impl Worker {
     }
 }
 
+/// Whether CUDA lets one GPU reach the other.
+fn cuda_peer(from: PciAddress, to: PciAddress) -> Reading<String> {
+    may_reach(from, to).map(|granted| granted.to_string()).map_err(|error| {
+        let why = match error {
+            CudaError::Library(_) | CudaError::NoGpu => Why::Absent,
+            _ => Why::Garbled,
+        };
+        Missing::new(why, format!("CUDA: {}", error.to_string().split(" in ").next().unwrap_or_default()))
+    })
+}
+
 /// Answers questions about the NVIDIA driver until no one can ask any more.
 fn serve(asked: &Receiver<(Question, Sender<Reading<Value>>)>) {
     let nvml = Nvml::open();
     while let Ok((question, reply)) = asked.recv() {
+        // CUDA may hang where NVML does, and a library that is loaded may run anything.
+        let other = match &question {
+            Question::Library(which) => Some(library_version(*which)),
+            Question::Peer { from, to, fact: PeerFact::Cuda } => Some(cuda_peer(*from, *to)),
+            _ => None,
+        };
+        if let Some(answer) = other {
+            let _gone = reply.send(answer.map(Value::Text));
+            continue;
+        }
         let answer = nvml.as_ref().map_err(Clone::clone).and_then(|nvml| match question {
             Question::Driver(fact) => nvml.driver(fact),
             Question::Gpu { at, fact } => nvml.gpu(at, fact),

@@ -11,10 +11,12 @@ mod expect;
 mod host;
 pub mod import;
 mod live;
+mod memory;
 mod pci;
 mod question;
 mod redact;
 mod rules;
+mod transport;
 
 pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder, capture_schema};
 pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
@@ -22,7 +24,8 @@ pub use expect::{EXPECTATIONS, Expectation, differences};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;
-pub use rules::{Breach, RULES, Rule, judge};
+pub use rules::{Breach, RULES, Rule, judge, unjudged};
+pub use transport::{Carrier, NcclSetting, Predicted, SetIn, nccl_setting, nccl_settings, transports};
 
 use crate::topology::{self, Topology};
 
@@ -60,6 +63,7 @@ pub fn probe(machine: &dyn Machine) -> Result<Topology, ProbeError> {
         container: host::container(machine)?,
         settings: host::settings(machine)?,
         nvidia: pci::nvidia_driver(machine, &tree.gpus)?,
+        software: host::software(machine, tree.gpus.iter().any(topology::Gpu::is_nvidia))?,
         peers: condition::peers(machine, &tree.gpus)?,
         pci_functions: tree.functions,
         unknown_devices: tree.unknown,

@@ -5,6 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::device::cuda::LibraryFact;
 use crate::device::{DriverFact, GpuFact, PeerFact};
 use crate::topology::{Fact, PciAddress, Phase, Reading};
 
@@ -49,6 +50,8 @@ pub enum Question {
         /// What to do.
         fact: PeerFact,
     },
+    /// The version of one of CUDA's libraries, where a program finds it.
+    Library(LibraryFact),
     /// The configuration space of a PCI function, in rows of sixteen bytes: `000: de 10 …`. Rows of zeros are left out,
     /// but for the last.
     Config(PciAddress),
@@ -72,13 +75,24 @@ impl Question {
     /// The schema of captures that first asked it: one of an older schema does not hold it, and that is no flaw.
     #[must_use]
     pub fn since(&self) -> u32 {
+        let third = match self {
+            Self::Library(_) => true,
+            // The facts of schema 3 stand last in their lists.
+            Self::Host(fact) => HostFact::MemorySlots <= *fact,
+            Self::Gpu { fact, .. } => GpuFact::PowerCapUs <= *fact,
+            Self::Peer { fact, .. } => *fact == PeerFact::Cuda,
+            _ => false,
+        };
+        if third {
+            return 3;
+        }
         let second = match self {
             Self::File(path) => FILES_OF_SCHEMA_2.iter().any(|end| path.ends_with(end)),
             Self::Exists(path) => path == VIRTUAL_TOPOLOGY,
-            Self::Host(fact) => *fact == HostFact::Root,
+            Self::Host(fact) => HostFact::Root <= *fact,
             // The facts of schema 2 stand last in the list.
             Self::Gpu { fact, .. } => GpuFact::Throttle <= *fact,
-            Self::Peer { .. } | Self::Config(_) => true,
+            Self::Peer { .. } | Self::Config(_) | Self::Library(_) => true,
             Self::Start(_) | Self::Folder(_) | Self::Link(_) | Self::Cgroup { .. } | Self::Driver(_) => false,
         };
         if second { 2 } else { 1 }
@@ -123,6 +137,14 @@ pub enum HostFact {
     MemlockBytes,
     /// Whether root asks, to whom the kernel shows all of configuration space (`geteuid`).
     Root,
+    /// The places for memory modules, a line for each: place, channel or bank, MiB (0 where it is empty), mega-transfers
+    /// per second, with `|` between them (SMBIOS, structures of type 17). Serial numbers are not told.
+    MemorySlots,
+    /// `NCCL_*` of this process's environment, a line for each.
+    NcclEnvironment,
+    /// What NCCL reads before `/etc/nccl.conf`: the file that `NCCL_CONF_FILE` names, else `.nccl.conf` at home. Where it
+    /// lies is not told.
+    NcclUserConf,
 }
 
 impl fmt::Display for Question {

@@ -4,14 +4,16 @@
 mod errors;
 mod gpu;
 mod host;
+mod needs;
 mod pcie;
 mod peers;
+mod software;
 mod table;
 
 use serde::Serialize;
 
-use crate::record::{Finding, Severity};
-use crate::topology::{Gpu, Topology};
+use crate::record::{Finding, Severity, Unjudged};
+use crate::topology::{Gpu, Missing, Topology};
 
 pub use table::RULES;
 
@@ -31,6 +33,9 @@ pub struct Rule {
     /// Finds the breaches.
     #[serde(skip)]
     pub check: fn(&Topology) -> Vec<Breach>,
+    /// Names the facts that the check needs and that are missing, with the devices that they are about.
+    #[serde(skip)]
+    pub needs: fn(&Topology) -> Vec<(Option<String>, Missing)>,
 }
 
 /// One breach of a rule.
@@ -63,4 +68,19 @@ pub fn judge(topology: &Topology) -> Vec<Finding> {
     let mut findings: Vec<Finding> = RULES.iter().flat_map(of).collect();
     findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+/// The rules that could not judge all that they are about, and why: of a machine with an NVIDIA GPU only. What an
+/// imported text or an older capture cannot hold is no reason.
+#[must_use]
+pub fn unjudged(topology: &Topology) -> Vec<Unjudged> {
+    let of = |rule: &Rule| {
+        let lost = (rule.needs)(topology);
+        let (addresses, why) = needs::by_reason(lost);
+        (!why.is_empty()).then(|| Unjudged { code: rule.code.to_owned(), addresses, why })
+    };
+    match topology.has_nvidia_gpu() {
+        true => RULES.iter().filter_map(of).collect(),
+        false => Vec::new(),
+    }
 }

@@ -15,6 +15,21 @@ pub struct Findings {
     pub rigscale: String,
     /// The findings, gravest first.
     pub findings: Vec<Finding>,
+    /// The rules that could not judge, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unjudged: Vec<Unjudged>,
+}
+
+/// A rule that could not judge all that it is about, as a fact is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unjudged {
+    /// Code of the rule.
+    pub code: String,
+    /// PCI addresses of the devices that it could not judge; none for the whole machine.
+    pub addresses: Vec<String>,
+    /// The reasons, each once.
+    pub why: Vec<String>,
 }
 
 /// One thing that a person should know or mend.

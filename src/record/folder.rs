@@ -273,7 +273,7 @@ impl RunFolder {
     pub fn keep(&self, files: &RunFiles) -> Result<(), RecordError> {
         write_yaml(&self.plan(), &files.plan)?;
         let rigscale = env!("CARGO_PKG_VERSION").to_owned();
-        let findings = Findings { schema: SCHEMA, rigscale, findings: files.findings.clone() };
+        let findings = Findings { schema: SCHEMA, rigscale, findings: files.findings.clone(), unjudged: Vec::new() };
         write_json(&self.launch_findings(), &findings)?;
         for (trial, ranks) in &files.trials {
             let folder = self.trial(trial);

@@ -14,6 +14,9 @@ pub struct GpuCondition {
     /// Why its clocks are held, at the moment of asking.
     #[serde(with = "Fact::<ThrottleReasons>")]
     pub throttle: Reading<ThrottleReasons>,
+    /// How long its clocks were held so far, and why.
+    #[serde(default = "ThrottleTimes::not_asked", skip_serializing_if = "ThrottleTimes::was_not_asked")]
+    pub throttled: ThrottleTimes,
     /// True when errors of its memory are corrected (ECC).
     #[serde(with = "Fact::<bool>")]
     pub ecc: Reading<bool>,
@@ -47,6 +50,9 @@ pub struct GpuCondition {
     /// Packets that its link sent again since the driver was loaded.
     #[serde(with = "Fact::<u32>")]
     pub pcie_replays: Reading<u32>,
+    /// Instances that it is divided into (MIG).
+    #[serde(default = "not_asked", skip_serializing_if = "was_not_asked", with = "Fact::<u32>")]
+    pub mig_instances: Reading<u32>,
     /// NVLinks that are up.
     #[serde(with = "Fact::<u32>")]
     pub nvlinks_up: Reading<u32>,
@@ -67,6 +73,7 @@ impl GpuCondition {
     pub fn unknown(why: &Missing) -> Self {
         Self {
             throttle: Err(why.clone()),
+            throttled: ThrottleTimes::unknown(why),
             ecc: Err(why.clone()),
             ecc_next: Err(why.clone()),
             ecc_uncorrected: Err(why.clone()),
@@ -78,9 +85,46 @@ impl GpuCondition {
             compute_processes: Err(why.clone()),
             display_active: Err(why.clone()),
             pcie_replays: Err(why.clone()),
+            mig_instances: Err(why.clone()),
             nvlinks_up: Err(why.clone()),
             nvlinks_down: Err(why.clone()),
         }
+    }
+}
+
+/// Microseconds for which a GPU's clocks were held since the driver was loaded, by reason (`Clocks Event Reasons
+/// Counters` of nvidia-smi).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ThrottleTimes {
+    /// At the power limit.
+    #[serde(with = "Fact::<u64>")]
+    pub power_cap_us: Reading<u64>,
+    /// Too hot, as the driver decides.
+    #[serde(with = "Fact::<u64>")]
+    pub thermal_us: Reading<u64>,
+    /// Too hot, as the card decides.
+    #[serde(with = "Fact::<u64>")]
+    pub hardware_thermal_us: Reading<u64>,
+    /// Asked from outside to draw less.
+    #[serde(with = "Fact::<u64>")]
+    pub power_brake_us: Reading<u64>,
+}
+
+impl ThrottleTimes {
+    /// Nothing is known, for one reason.
+    #[must_use]
+    pub fn unknown(why: &Missing) -> Self {
+        let none = || Err(why.clone());
+        Self { power_cap_us: none(), thermal_us: none(), hardware_thermal_us: none(), power_brake_us: none() }
+    }
+
+    fn not_asked() -> Self {
+        Self::unknown(&Missing::not_asked())
+    }
+
+    fn was_not_asked(&self) -> bool {
+        *self == Self::not_asked()
     }
 }
 
@@ -121,14 +165,17 @@ pub struct PeerAccess {
     /// Any of these over PCIe. The probe does not ask: `nvidia-smi topo -p2p p` tells.
     #[serde(default = "not_asked", skip_serializing_if = "was_not_asked", with = "Fact::<PeerStatus>")]
     pub pcie: Reading<PeerStatus>,
+    /// True where CUDA lets the one reach the other (`cuDeviceCanAccessPeer`).
+    #[serde(default = "not_asked", skip_serializing_if = "was_not_asked", with = "Fact::<bool>")]
+    pub cuda: Reading<bool>,
 }
 
-fn not_asked() -> Reading<PeerStatus> {
+fn not_asked<T>() -> Reading<T> {
     Err(Missing::not_asked())
 }
 
-fn was_not_asked(status: &Reading<PeerStatus>) -> bool {
-    *status == not_asked()
+fn was_not_asked<T>(reading: &Reading<T>) -> bool {
+    reading.as_ref().is_err_and(|missing| *missing == Missing::not_asked())
 }
 
 impl PeerAccess {
@@ -136,7 +183,8 @@ impl PeerAccess {
     #[must_use]
     pub fn untold(from: PciAddress, to: PciAddress, kind: &str) -> Self {
         let none = || Err(Missing::untold(kind));
-        Self { from, to, read: none(), write: none(), atomics: none(), nvlink: none(), pcie: none() }
+        let untold = Err(Missing::untold(kind));
+        Self { from, to, read: none(), write: none(), atomics: none(), nvlink: none(), pcie: none(), cuda: untold }
     }
 }
 

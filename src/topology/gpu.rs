@@ -41,6 +41,13 @@ impl PciId {
         names::is_chipset(self)
     }
 
+    /// True for an NVIDIA GPU whose window to its memory can be as large as the memory: Ampere and later, and the large
+    /// cards for data centres before.
+    #[must_use]
+    pub fn has_wide_window(self) -> bool {
+        names::has_wide_window(self)
+    }
+
     /// True for an NVIDIA GPU of the Blackwell generation.
     #[must_use]
     pub fn is_blackwell(self) -> bool {

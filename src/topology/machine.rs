@@ -10,11 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::Bytes;
 
-use super::{Bridge, CpuSet, Fact, Gpu, Missing, NvLink, Pair, PciAddress, PeerAccess, Reading};
+use super::{Bridge, CpuSet, Fact, Gpu, Missing, NvLink, Pair, PciAddress, PeerAccess, Reading, Software};
 
 /// The schema of `topology.yaml` that this version writes. A newer one is refused by name. Schema 1 lacks `settings`,
-/// `peers`, and of each device `pcie`, `frame_buffer` and `condition`: they read as never asked.
-pub const SCHEMA: u32 = 2;
+/// `peers`, and of each device `pcie`, `frame_buffer` and `condition`, schema 2 `software`, memory modules and what else
+/// came later: they read as never asked.
+pub const SCHEMA: u32 = 3;
 
 /// What a machine is. `topology.yaml` holds one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +41,9 @@ pub struct Topology {
     pub settings: Settings,
     /// The NVIDIA driver.
     pub nvidia: NvidiaDriver,
+    /// CUDA's libraries and what NCCL is told.
+    #[serde(default = "Software::not_asked", skip_serializing_if = "Software::was_not_asked")]
+    pub software: Software,
     /// PCI functions that the machine lists.
     #[serde(with = "Fact::<u32>")]
     pub pci_functions: Reading<u32>,
@@ -102,9 +106,37 @@ pub struct System {
     /// Memory of the host.
     #[serde(with = "Fact::<Bytes>")]
     pub memory_bytes: Reading<Bytes>,
+    /// The places for memory modules and what is in them.
+    #[serde(default = "never", skip_serializing_if = "was_never", with = "Fact::<Vec<MemorySlot>>")]
+    pub memory_slots: Reading<Vec<MemorySlot>>,
     /// True inside a virtual machine.
     #[serde(with = "Fact::<bool>")]
     pub virtual_machine: Reading<bool>,
+}
+
+/// One place for a memory module (SMBIOS 3.7, structure of type 17).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySlot {
+    /// What the board calls the place.
+    pub slot: String,
+    /// What it calls the channel or bank; empty where it does not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub channel: String,
+    /// Size of the module; none where the place is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Bytes>,
+    /// Its configured speed in mega-transfers per second, where it is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mega_transfers: Option<u32>,
+}
+
+fn never<T>() -> Reading<T> {
+    Err(Missing::not_asked())
+}
+
+fn was_never<T>(reading: &Reading<T>) -> bool {
+    reading.as_ref().is_err_and(|missing| *missing == Missing::not_asked())
 }
 
 /// The processors.

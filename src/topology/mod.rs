@@ -17,26 +17,28 @@ mod paths;
 mod pcie;
 mod place;
 mod reading;
+mod software;
 mod throttle;
 mod untold;
 mod xml;
 mod yaml;
 
 pub use address::{NotAnAddress, PciAddress};
-pub use condition::{ComputeMode, GpuCondition, PeerAccess, PeerStatus};
+pub use condition::{ComputeMode, GpuCondition, PeerAccess, PeerStatus, ThrottleTimes};
 pub use cores::Core;
 pub use cpuset::{CpuSet, NotACpuSet};
 pub use gpu::{Bridge, ClassCode, Gpu, GpuState, IommuDomain, Pair, PathClass, PciId, RootComplex};
 pub use link::{Generation, Hop, Lanes, LinkEnd, Narrowest, Phase, Width};
 pub use machine::{
-    Container, ContainerKind, Cpu, CpuSignature, Iommu, IommuMode, Limit, MachineName, NumaNode, NvidiaDriver, SCHEMA,
-    Settings, Socket, System, Topology,
+    Container, ContainerKind, Cpu, CpuSignature, Iommu, IommuMode, Limit, MachineName, MemorySlot, NumaNode,
+    NvidiaDriver, SCHEMA, Settings, Socket, System, Topology,
 };
 pub use nccl_xml::{from_nccl_xml, to_nccl_xml};
 pub use nvlink::NvLink;
-pub use pcie::{Acs, Aspm, Bar, PcieState};
+pub use pcie::{Acs, Aspm, Bar, CORRECTABLE_BITS, PcieState, UNCORRECTABLE_BITS};
 pub use place::{WrongPlace, place_in};
 pub use reading::{Fact, Missing, Reading, Why};
+pub use software::{Software, Version};
 pub use throttle::ThrottleReasons;
 pub use xml::{XML_BYTES_MAX, Xml, XmlNode};
 pub use yaml::{TopologyError, YAML_BYTES_MAX, from_yaml, parse_yaml, to_yaml};

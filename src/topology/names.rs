@@ -118,6 +118,21 @@ pub(super) fn is_blackwell(id: PciId) -> bool {
     id.vendor == 0x10de && (BLACKWELL.0..=BLACKWELL.1).contains(&id.device)
 }
 
+/// Device numbers of NVIDIA GPUs of Turing (TU10x and TU11x), whose window stays at 256 MiB (PCI ID database).
+const TURING: (u16, u16) = (0x1e00, 0x1fff);
+const TURING_SMALL: (u16, u16) = (0x2180, 0x21ff);
+/// GP100 and GV100, of older ones, have a window of 16 GiB and more.
+const WIDE_BEFORE: [(u16, u16); 2] = [(0x15f0, 0x15ff), (0x1db0, 0x1dff)];
+
+pub(super) fn has_wide_window(id: PciId) -> bool {
+    let within = |(first, last): (u16, u16)| (first..=last).contains(&id.device);
+    match id.vendor {
+        0x10de if WIDE_BEFORE.into_iter().any(within) => true,
+        0x10de => TURING.1 < id.device && !within(TURING) && !within(TURING_SMALL),
+        _ => true,
+    }
+}
+
 pub(super) fn is_chipset(id: PciId) -> bool {
     match id.vendor {
         0x1022 => AMD_CHIPSET.contains(&id.device),

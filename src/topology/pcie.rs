@@ -33,6 +33,10 @@ pub struct PcieState {
     /// redirect.
     #[serde(with = "Fact::<Acs>")]
     pub acs: Reading<Acs>,
+    /// Errors that its status registers remember since they were last cleared, as `lspci` names them (AER): of those
+    /// that speak of the link or of lost packets. An unsupported request is none of them: looking for devices causes it.
+    #[serde(default = "not_asked", skip_serializing_if = "was_not_asked", with = "Fact::<Vec<String>>")]
+    pub errors_seen: Reading<Vec<String>>,
     /// Errors that the link mended, since the machine started.
     #[serde(with = "Fact::<u64>")]
     pub correctable_errors: Reading<u64>,
@@ -61,12 +65,29 @@ impl PcieState {
             max_payload_offered_bytes: Err(why.clone()),
             max_read_request_bytes: Err(why.clone()),
             acs: Err(why.clone()),
+            errors_seen: Err(why.clone()),
             correctable_errors: Err(why.clone()),
             nonfatal_errors: Err(why.clone()),
             fatal_errors: Err(why.clone()),
         }
     }
 }
+
+fn not_asked<T>() -> Reading<T> {
+    Err(Missing::not_asked())
+}
+
+fn was_not_asked<T>(reading: &Reading<T>) -> bool {
+    reading.as_ref().is_err_and(|missing| *missing == Missing::not_asked())
+}
+
+/// The bits of the AER status registers that [`PcieState::errors_seen`] names: the bit, and the word of `lspci`
+/// (section 7.8.4.2, uncorrectable; 7.8.4.5, correctable).
+pub const UNCORRECTABLE_BITS: [(u32, &str); 6] =
+    [(4, "DLP"), (5, "SDES"), (13, "FCP"), (14, "CmpltTO"), (17, "RxOF"), (18, "MalfTLP")];
+/// As [`UNCORRECTABLE_BITS`], of the register of correctable errors.
+pub const CORRECTABLE_BITS: [(u32, &str); 5] =
+    [(0, "RxErr"), (6, "BadTLP"), (7, "BadDLLP"), (8, "Rollover"), (12, "Timeout")];
 
 /// Active state power management of a link: what is switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -3,7 +3,7 @@
 
 use super::{
     Bridge, ClassCode, Container, Cpu, Gpu, GpuCondition, GpuState, Iommu, LinkEnd, MachineName, Missing, NvidiaDriver,
-    PciAddress, PcieState, Phase, Reading, SCHEMA, Settings, System, Topology, Why,
+    PciAddress, PcieState, Phase, Reading, SCHEMA, Settings, Software, System, Topology, Why,
 };
 
 fn none<T>(kind: &str) -> Reading<T> {
@@ -29,6 +29,7 @@ impl Topology {
                 kernel: none(kind),
                 command_line: none(kind),
                 memory_bytes: none(kind),
+                memory_slots: none(kind),
                 virtual_machine: none(kind),
             },
             cpu: Cpu {
@@ -50,6 +51,7 @@ impl Topology {
             },
             settings: Settings::unknown(&Missing::untold(kind)),
             nvidia: NvidiaDriver { kernel_module: none(kind), version: none(kind), cuda: none(kind) },
+            software: Software::unknown(&Missing::untold(kind)),
             pci_functions: none(kind),
             unknown_devices: Vec::new(),
             bridges: Vec::new(),

@@ -5,7 +5,8 @@ Each description names its source. Facts are transcribed from what owners publis
 filled in with what the same kernel shows on such hardware, and the source line says so. Run it after a change of the
 questions that the probe asks, then `RIGSCALE_BLESS=1 cargo test --test probe`, and read the diff.
 
-`older-capture` is not made here: it is what version 0.1.0 wrote of `threadripper-4gpu`, and stays as it is.
+`older-capture` and `second-capture` are not made here: they are what versions of schema 1 and 2 wrote of
+`threadripper-4gpu` and `acs-redirect`, and stay as they are.
 """
 
 import copy
@@ -22,15 +23,18 @@ GPU_FACTS = [
 ]
 # What a GPU at rest says that is in order.
 AT_REST = {
+    "power_cap_us": "0", "thermal_us": "0", "hardware_thermal_us": "0", "power_brake_us": "0",
     "throttle": "1", "compute_mode": "default", "compute_processes": "0", "display_active": "false", "pcie_replays": "0",
 }
 WITH_ECC = {
     "ecc": "true", "ecc_next": "true", "ecc_uncorrected": "0", "rows_corrected": "0", "rows_uncorrected": "0",
     "rows_pending": "false", "rows_failed": "false",
 }
-OTHER = ["nvlinks_up", "nvlinks_down"]
+OTHER = ["nvlinks_up", "nvlinks_down", "mig_instances"]
 UNSUPPORTED_BY_NVML = "NVML: the requested operation is not available on the target device"
 NO_LIBRARY = "NVML: libnvidia-ml.so.1 cannot be loaded"
+NO_CUDA = "CUDA: the NVIDIA driver's CUDA library is missing: no libcuda.so.1"
+NO_DMI = "/sys/firmware/dmi/entries: no memory device"
 RATE = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0"}
 
 
@@ -60,6 +64,10 @@ class Machine:
     def peer(self, a, b, status, facts=("read", "write", "atomics")):
         for fact in facts:
             self.put({"peer": {"from": a, "to": b, "fact": fact}}, status)
+        if "read" in facts:
+            told = status if isinstance(status, str) else None
+            answer = ("true" if told == "ok" else "false") if told else missing(ABSENT, NO_CUDA)
+            self.put({"peer": {"from": a, "to": b, "fact": "cuda"}}, answer)
 
     def config(self, address, **more):
         """Writes the configuration space of a function again, with what is said here in the place of the usual."""
@@ -78,7 +86,7 @@ class Machine:
     def write(self, name):
         folder = HERE / name
         folder.mkdir(exist_ok=True)
-        head = {"capture": 2, "rigscale": "0.1.0", "redacted": True, "source": self.source}
+        head = {"capture": 3, "rigscale": "0.1.0", "redacted": True, "source": self.source}
         lines = [head]
         for ask, phase, answer in self.answers.values():
             lines.append({"ask": ask, **({"phase": phase} if phase != "at_rest" else {}), "answer": answer})
@@ -87,7 +95,7 @@ class Machine:
         (folder / "machine.jsonl").write_text(text)
 
 
-def config(*, ids, bridge, shown=4096, lost=False, payload=256, offered=None, request=512, aspm=0, acs=0x11, gpu=False):
+def config(*, ids, bridge, shown=4096, lost=False, payload=256, offered=None, request=512, aspm=0, acs=0x11, gpu=False, errors=(0, 0)):
     """Configuration space as a capture spells it. PCIe capability at 60, AER at 100, ACS of a bridge at 2a0."""
     code = lambda size: {128: 0, 256: 1, 512: 2, 1024: 3}[size]
     space = bytearray(4096)
@@ -101,6 +109,7 @@ def config(*, ids, bridge, shown=4096, lost=False, payload=256, offered=None, re
     space[0x70:0x72] = aspm.to_bytes(2, "little")
     with_acs = bridge and acs is not None
     space[0x100:0x104] = (1 | 2 << 16 | (0x2a0 if with_acs else 0) << 20).to_bytes(4, "little")
+    space[0x104:0x108], space[0x110:0x114] = (bits.to_bytes(4, "little") for bits in errors)
     if with_acs:
         space[0x2a0:0x2a8] = (0xd | 1 << 16).to_bytes(4, "little") + bytes([0x5f, 0]) + acs.to_bytes(2, "little")
     if lost:
@@ -131,13 +140,23 @@ def resource(bar1=None, region=1):
     return "\n".join(lines)
 
 
-def settings(m, *, root=True, uptime="356520.12", balancing="0", conf=ABSENT, virtual=False):
+def settings(m, *, root=True, uptime="356520.12", balancing="0", conf=ABSENT, virtual=False, env=(), user=None, slots=()):
     m.put({"host": "root"}, "true" if root else "false")
     m.file("/proc/uptime", f"{uptime} 11231840.71")
     m.file("/proc/sys/kernel/numa_balancing", balancing)
     m.file("/etc/nccl.conf", conf)
     path = "/run/nvidia-topologyd/virtualTopology.xml"
     m.put({"exists": path}, "true" if virtual else missing(ABSENT, path))
+    m.put({"host": "nccl_environment"}, "\n".join(env))
+    m.put({"host": "nccl_user_conf"}, user or missing(ABSENT, "NCCL's file of this user"))
+    m.put({"host": "memory_slots"}, "\n".join(slots) if slots else missing(*(
+        (ABSENT, NO_DMI) if root else (DENIED, "/sys/firmware/dmi/entries/17-*/raw"))))
+
+
+def libraries(m, nccl="2.30.7", cudnn="9.19.0", cublas="13.1.0.3"):
+    for name, version in [("nccl", nccl), ("cudnn", cudnn), ("cublas", cublas)]:
+        file = {"nccl": "libnccl.so.2", "cudnn": "libcudnn.so.9", "cublas": "libcublasLt.so.13"}[name]
+        m.put({"library": name}, version or missing(ABSENT, file))
 
 
 def cpulist(cpus):
@@ -271,6 +290,8 @@ def driver(m, version=None, cuda=None, open_module=False):
     absent = missing(ABSENT, NO_LIBRARY)
     m.put({"driver": "version"}, version or absent)
     m.put({"driver": "cuda"}, cuda or absent)
+    old = (cuda or "13").split(".")[0] == "12"
+    libraries(m, cublas="12.4.5.8" if old else "13.1.0.3")
 
 
 MODELS = {
@@ -282,6 +303,7 @@ MODELS = {
     "a6000": ("NVIDIA RTX A6000", 49140, 65536, "8.6", "10de:2230", 4, 300, 100, 300),
     "5880": ("NVIDIA RTX 5880 Ada Generation", 49140, 65536, "8.9", "10de:26b3", 4, 285, 100, 285),
     "a40": ("NVIDIA A40", 46068, 65536, "8.6", "10de:2235", 4, 300, 100, 300),
+    "t4": ("Tesla T4", 15360, 256, "7.5", "10de:1eb8", 3, 70, 60, 70),
     "pro6000": ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, 131072, "12.0", "10de:2bb1", 5, 600, 150, 600),
     "pro6000s": ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, 131072, "12.0", "10de:2bb5", 5, 600, 300, 600),
 }
@@ -618,6 +640,7 @@ def bad_riser():
                     "the kernel's AER documentation, at rates above DCGM's limits. Constructed.")
     settings(m, uptime="7260.55")
     m.aer(FIRST, correctable=18240, nonfatal=3)
+    m.config(FIRST, errors=(0, 1 << 0 | 1 << 6 | 1 << 7))
     m.aer(PORTS[0], correctable=20011, nonfatal=1, fatal=1)
     m.fact(FIRST, pcie_replays="4711")
     return m
@@ -666,7 +689,7 @@ def mig_on():
     m = workstation("Two RTX PRO 6000 Server in MIG mode: NVIDIA/nccl issue 1716 (slices of one GPU exchange through shared "
                     "memory) and NVIDIA's MIG User Guide (no peer access). Constructed.", model="pro6000s")
     for address in m.gpus():
-        m.fact(address, mig="true")
+        m.fact(address, mig="true", mig_instances="4")
     for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
         m.peer(a, b, "not_supported")
     return m
@@ -828,7 +851,119 @@ def numa_off():
     return m
 
 
+def old_nccl():
+    m = workstation("Two RTX 5090 with the NCCL that PyTorch 2.6 brought: NVIDIA/nccl-tests issue 287 and NVIDIA/nccl issue 1637 "
+                    "(2.25.1, `ncclMaxSharedMem 82240 exceeds device/fn maxSharedMem 79856`). Filled in: the rest.", model="5090")
+    driver(m, "570.124.06", "12.8", True)
+    libraries(m, nccl="2.25.1", cudnn="9.7.1", cublas="12.8.3.14")
+    return m
+
+
+def bad_nccl():
+    m = workstation("Two RTX PRO 6000 in a container with NCCL 2.26.2: NVIDIA/nccl issue 2418 (illegal memory access from 512 KiB "
+                    "on). Libraries of CUDA 13 on a driver of CUDA 12.8 as in NVIDIA/nvbandwidth issue 61. Constructed.",
+                    marks=("/.dockerenv",))
+    driver(m, "570.133.20", "12.8", True)
+    libraries(m, nccl="2.26.2", cublas="13.0.0.19")
+    return m
+
+
+def bad_driver():
+    m = workstation("Two RTX A6000 whose collectives hang with driver 560: dmlc/xgboost issue 11242 (fixed by 570). "
+                    "Filled in: the rest.", model="a6000", gen=4)
+    driver(m, "560.35.03", "12.6", True)
+    return m
+
+
+def old_driver():
+    m = workstation("Two RTX 5090 with the driver of Debian 13, 550, which does not know them: NVIDIA, release notes of driver "
+                    "570. Constructed.", model="5090", driver=None)
+    m.file("/proc/driver/nvidia/version",
+           "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.163.01  Release Build")
+    absent = missing(ABSENT, "NVML: the NVIDIA driver is not loaded")
+    m.put({"driver": "version"}, absent)
+    m.put({"driver": "cuda"}, absent)
+    return m
+
+
+def settings_left():
+    m = workstation("Two RTX A6000 with the settings that others advise for hangs (NCCL_P2P_DISABLE, NCCL_SHM_DISABLE: "
+                    "NVIDIA/nccl issues 2079 and 290) and NVLS forced (issue 1706), in the environment; a file of the user "
+                    "with blanks and a name of old. Constructed.", model="a6000", gen=4)
+    settings(m, env=("NCCL_DEBUG=INFO", "NCCL_NVLS_ENABLE=1", "NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1"),
+             user="# mine\nNCCL_P2P_LEVEL = SYS\nNCCL_NCHANNELS_PER_PEER=4\n")
+    return m
+
+
+def slot_x8():
+    m = threadripper("Four RTX PRO 6000 on a Pro WS WRX90E-SAGE SE, of which one is in slot 6, wired for Gen5 x8: "
+                     "local-inference-lab/rtx6kpro (slot 6). Addresses of the WRX80 workstation. Constructed.",
+                     model="pro6000", gen=5)
+    m.file("/sys/class/dmi/id/board_name", "Pro WS WRX90E-SAGE SE")
+    for address, most in (("0000:40:01.1", True), ("0000:41:00.0", False)):
+        m.file(f"{SYS}/{address}/current_link_width", "8")
+        if most:
+            m.file(f"{SYS}/{address}/max_link_width", "8")
+    m.fact("0000:41:00.0", width_now="8", width_max="8")
+    driver(m, "595.71.05", "13.2", True)
+    return m
+
+
+def translating():
+    m = workstation("Two RTX PRO 6000 under an IOMMU that translates, and no port that redirects: NVIDIA/nccl issue 257 and "
+                    "gardenlinux issue 4556 (`iommu=pt` needed for bandwidth). Constructed.",
+                    cmdline="BOOT_IMAGE=redacted root=redacted ro quiet splash")
+    for group in (0, 20, 21):
+        m.file(f"/sys/kernel/iommu_groups/{group}/type", "DMA-FQ")
+    return m
+
+
+def slowed_by_hand_of_the_card():
+    m = workstation("Two RTX A6000, one of which slows itself down without a reason, the other was too hot for a while: bits and "
+                    "counters of `nvidia-smi -q`, Clocks Event Reasons; NVIDIA/NVSentinel issue 890. Constructed.",
+                    model="a6000", gen=4)
+    m.fact(FIRST, throttle=str(0x8))
+    m.fact(SECOND, hardware_thermal_us="93000000", thermal_us="120000000")
+    return m
+
+
+def channels_empty():
+    m = workstation("Two RTX PRO 6000 beside a Threadripper PRO with four modules in eight channels: the maintainer's question in "
+                    "NVIDIA/nccl issue 1639. Constructed.")
+    slots = [f"DIMM_{name}1|P0 CHANNEL {name}|{65536 if name in 'ACEG' else 0}|{4800 if name in 'ACEG' else 0}"
+             for name in "ABCDEFGH"]
+    settings(m, slots=slots)
+    return m
+
+
+def cuda_differs():
+    m = workstation("Two RTX A6000 whose peer test is waived though the driver's library grants access: NVIDIA/nvbandwidth issue "
+                    "45 (the user had to find out why). Constructed.", model="a6000", gen=4)
+    for a, b in [(FIRST, SECOND), (SECOND, FIRST)]:
+        m.put({"peer": {"from": a, "to": b, "fact": "cuda"}}, "false")
+    return m
+
+
+def tesla_t4():
+    return workstation("Two Tesla T4, whose window to their memory is 256 MiB and cannot be wider: in order. Constructed.",
+                       model="t4", gen=3)
+
+
+def answers_garbled():
+    m = workstation("Two RTX PRO 6000 whose driver answers nothing sensible about peers and clocks (NVML_ERROR_UNKNOWN): nothing "
+                    "is known to be wrong, and nothing to be right. Constructed.")
+    said = missing("garbled", "NVML: an unknown error occurred")
+    for key, (ask, phase, answer) in list(m.answers.items()):
+        if "peer" in ask or ask.get("gpu", {}).get("fact") in ("throttle", "ecc_uncorrected"):
+            m.answers[key] = (ask, phase, said)
+    return m
+
+
 MACHINES = {
+    "old-nccl": old_nccl, "bad-nccl": bad_nccl, "bad-driver": bad_driver, "old-driver": old_driver,
+    "settings-left": settings_left, "slot-x8": slot_x8, "iommu-translating": translating,
+    "hardware-slowdown": slowed_by_hand_of_the_card, "channels-empty": channels_empty, "cuda-differs": cuda_differs,
+    "tesla-t4": tesla_t4, "answers-garbled": answers_garbled,
     "plain-vm": plain_vm, "threadripper-4gpu": threadripper, "desktop-2gpu-x8": desktop, "server-8gpu": server,
     "chipset-x4": chipset, "chipset-uplink": chipset_uplink, "unprivileged": unprivileged,
     "numa-unknown": numa_unknown, "no-driver": no_driver, "container-64m": container,

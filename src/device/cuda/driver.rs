@@ -181,6 +181,22 @@ pub fn cuda_gpus() -> Result<Vec<PciAddress>, CudaError> {
     }
 }
 
+/// Whether CUDA lets the GPU at `from` reach the memory of the one at `to`. No context is made.
+///
+/// # Errors
+/// The driver is missing, or shows one of them not to this process.
+pub fn may_reach(from: PciAddress, to: PciAddress) -> Result<bool, CudaError> {
+    let driver = driver()?;
+    let devices = driver.devices()?;
+    let ordinal = |wanted: PciAddress| devices.iter().find(|(_, address)| *address == wanted).map(|row| row.0);
+    let (Some(one), Some(other)) = (ordinal(from), ordinal(to)) else { return Err(CudaError::NoGpu) };
+    let mut granted = 0;
+    // SAFETY: writes one int
+    let code = unsafe { (driver.cuDeviceCanAccessPeer)(&raw mut granted, one, other) };
+    driver.check(code, || format!("ask whether {from} may reach {to}"))?;
+    Ok(granted != 0)
+}
+
 /// A GPU that this process uses: its context, current on the thread that opened it.
 #[derive(Clone)]
 pub struct Gpu(Arc<Context>);

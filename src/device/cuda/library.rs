@@ -45,10 +45,8 @@ impl Library {
     pub(super) fn open(wanted: Wanted) -> Result<Self, LibraryError> {
         let folders = folders(wanted.packages);
         let chosen = overrides();
-        let candidates = chosen.iter().map(|folder| folder.join(wanted.file)).filter(|path| path.exists());
-        let candidates = candidates.chain([PathBuf::from(wanted.file)]);
-        let candidates =
-            candidates.chain(folders.iter().map(|folder| folder.join(wanted.file)).filter(|path| path.exists()));
+        let there = |folders: &[PathBuf]| present(folders, wanted.file);
+        let candidates = there(&chosen).into_iter().chain([PathBuf::from(wanted.file)]).chain(there(&folders));
         let mut broken = None;
         for path in candidates {
             match load(&path) {
@@ -139,6 +137,18 @@ fn resident(path: &Path) -> PathBuf {
         .into_iter()
         .find(|file| Path::new(file).file_name().is_some_and(|file| file.to_string_lossy().starts_with(&*name)));
     found.map_or_else(|| path.to_owned(), PathBuf::from)
+}
+
+/// The files of this name in folders, in order.
+fn present(folders: &[PathBuf], file: &str) -> Vec<PathBuf> {
+    folders.iter().map(|folder| folder.join(file)).filter(|path| path.exists()).collect()
+}
+
+/// Where [`Library::open`] finds the file without the loader's help, folders of the loader's own variable included.
+pub(super) fn find(wanted: &Wanted) -> Option<PathBuf> {
+    let loader = env::var_os("LD_LIBRARY_PATH").map(|folders| env::split_paths(&folders).collect::<Vec<_>>());
+    let folders = [overrides(), loader.unwrap_or_default(), folders(wanted.packages)].concat();
+    present(&folders, wanted.file).into_iter().next()
 }
 
 fn overrides() -> Vec<PathBuf> {

@@ -13,11 +13,12 @@ mod nccl;
 mod nvrtc;
 mod products;
 mod stream;
+mod version;
 
 /// Where a GPU is.
 pub use crate::topology::PciAddress;
 pub use cache::{Cache, cache_key};
-pub use driver::{Gpu, cuda_gpus};
+pub use driver::{Gpu, cuda_gpus, may_reach};
 pub use error::{CudaError, LibraryError};
 pub use gate::Gate;
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, DeviceSlice, DeviceSliceMut, Element, Pinned, padded};
@@ -25,3 +26,4 @@ pub use nccl::{Breaker, NcclComm, NcclId, NcclLibrary, NcclSettings};
 pub use nvrtc::Nvrtc;
 pub use products::{Addend, PRODUCT_WORKSPACE, Product, Products};
 pub use stream::{Event, Events, Graph, Stream};
+pub use version::{LibraryFact, library_version};

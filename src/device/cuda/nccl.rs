@@ -16,7 +16,7 @@ use super::library::{Wanted, functions};
 use super::memory::{DeviceSliceMut, Element};
 use super::stream::Stream;
 
-const NCCL: Wanted = Wanted {
+pub(super) const NCCL: Wanted = Wanted {
     name: "NCCL",
     file: "libnccl.so.2",
     companions: "",

@@ -16,7 +16,7 @@ use super::library::{Wanted, functions};
 use super::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Element};
 use super::stream::{Events, Stream};
 
-const CUBLASLT: Wanted = Wanted {
+pub(super) const CUBLASLT: Wanted = Wanted {
     name: "cuBLASLt",
     file: "libcublasLt.so.13",
     companions: "",
@@ -25,7 +25,7 @@ const CUBLASLT: Wanted = Wanted {
 };
 
 /// The same, for a driver that does not serve CUDA 13 yet.
-const CUBLASLT_12: Wanted = Wanted { file: "libcublasLt.so.12", packages: &["cublas"], ..CUBLASLT };
+pub(super) const CUBLASLT_12: Wanted = Wanted { file: "libcublasLt.so.12", packages: &["cublas"], ..CUBLASLT };
 
 /// Working memory: what NVIDIA recommends for Hopper (cuBLAS documentation, `cublasSetWorkspace`), ample elsewhere. The
 /// memory plan names the same number.

@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 
 use crate::topology::{
-    Bar, Bridge, ClassCode, Generation, Gpu, GpuState, LinkEnd, Missing, PciAddress, PciId, PcieState, Reading,
-    RootComplex, Topology, Why, Width, WrongPlace,
+    Acs, Aspm, Bar, Bridge, CORRECTABLE_BITS, ClassCode, Generation, Gpu, GpuState, LinkEnd, Missing, PciAddress,
+    PciId, PcieState, Reading, RootComplex, Topology, UNCORRECTABLE_BITS, Why, Width, WrongPlace,
 };
 use crate::units::Bytes;
 
+use super::super::config::ConfigSpace;
 use super::{GPUS_MAX, Kind, Source, address, untold};
 
 const KIND: Kind = Kind::Lspci;
@@ -19,6 +20,8 @@ const HELP: &str = "give the whole text of `lspci -vvvnn`, best as root: a line 
 const FUNCTIONS_MAX: usize = 8192;
 /// As deep as a topology file may nest.
 const DEPTH_MAX: usize = 32;
+/// Rows of sixteen bytes in 4 KiB of configuration space.
+const ROWS_MAX: usize = 256;
 
 /// Base class and subclass of a bridge between PCI buses.
 const BRIDGE: u32 = 0x0604;
@@ -41,6 +44,8 @@ struct Function<'a> {
     at: usize,
     title: &'a str,
     lines: Vec<&'a str>,
+    /// Rows of configuration space, as `-xxxx` adds them.
+    rows: Vec<&'a str>,
 }
 
 /// Reads every function, and makes a tree of the GPUs and the bridges above them.
@@ -84,12 +89,25 @@ fn functions<'a>(source: Source<'a>) -> Result<Vec<Function<'a>>, Box<WrongPlace
             if seen.insert(address, at).is_some() {
                 return Err(source.wrong(at, format!("{address} stands here twice"), HELP));
             }
-            functions.push(Function { address, at, title, lines: Vec::new() });
+            functions.push(Function { address, at, title, lines: Vec::new(), rows: Vec::new() });
+        } else if let Some(function) =
+            functions.last_mut().filter(|function| function.rows.len() < ROWS_MAX && is_row(line))
+        {
+            function.rows.push(line);
         } else if let Some(function) = functions.last_mut().filter(|_| line.starts_with([' ', '\t'])) {
             function.lines.push(line.trim());
         }
     }
     Ok(functions)
+}
+
+/// `060: 10 00 02 …`: a row of configuration space, not indented.
+fn is_row(line: &str) -> bool {
+    let hexadecimal = |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let Some((at, bytes)) = line.split_once(':') else { return false };
+    let mut bytes = bytes.split_whitespace();
+    let first = bytes.next().is_some_and(|byte| byte.len() == 2 && hexadecimal(byte));
+    at.len() <= 3 && hexadecimal(at) && first && bytes.all(|byte| byte.len() == 2 && hexadecimal(byte))
 }
 
 /// The bridge above each bus, by domain and bus: `Bus: primary=00, secondary=01, subordinate=01`.
@@ -155,6 +173,11 @@ impl<'a> Function<'a> {
     /// True where every bit reads as one: `(rev ff)`, and `!!! Unknown header type 7f`.
     fn is_lost(&self) -> bool {
         self.title.contains("(rev ff)") || self.lines.iter().any(|line| line.starts_with("!!!"))
+    }
+
+    /// True where lspci was not allowed to read the capabilities.
+    fn is_denied(&self) -> bool {
+        self.lines.iter().any(|line| line.contains("<access denied>"))
     }
 
     /// `(prog-if 00 [VGA controller])`.
@@ -266,7 +289,7 @@ impl<'a> Listing<'a> {
     }
 
     fn link(&self, function: &Function<'_>) -> LinkEnd {
-        let denied = function.lines.iter().any(|line| line.contains("<access denied>"));
+        let denied = function.is_denied();
         let line = |key: &str| {
             function.value(key).ok_or_else(|| match (function.is_lost(), denied, self.verbose) {
                 (true, _, _) => Missing::new(Why::Garbled, "the device does not answer: (rev ff)"),
@@ -286,13 +309,94 @@ impl<'a> Listing<'a> {
     }
 }
 
-/// What is told beyond the link: whether anything answers at all.
+/// What is told beyond the link: from the rows of configuration space where they are there, else from the words.
 fn pcie(function: &Function<'_>) -> PcieState {
-    let untold = PcieState::unknown(&untold(KIND));
-    match function.is_lost() {
-        true => PcieState { responds: Ok(false), ..untold },
-        false => untold,
+    let missing = match function.is_denied() {
+        true => Missing::new(Why::Denied, "Capabilities: <access denied>"),
+        false => untold(KIND),
+    };
+    let unknown = PcieState::unknown(&missing);
+    if function.is_lost() {
+        return PcieState { responds: Ok(false), ..PcieState::unknown(&untold(KIND)) };
     }
+    if let Some(space) = ConfigSpace::parse(&function.rows.join("\n")) {
+        // Counters are no part of configuration space.
+        let none = || Err(untold(KIND));
+        return PcieState {
+            correctable_errors: none(),
+            nonfatal_errors: none(),
+            fatal_errors: none(),
+            ..space.state()
+        };
+    }
+    let told = |reading: Option<Reading<u32>>| reading.unwrap_or_else(|| Err(missing.clone()));
+    let control = function.lines.iter().find(|line| line.starts_with("MaxPayload ") && line.contains("MaxReadReq "));
+    let (payload, request) = control.and_then(|line| line.split_once(',')).unzip();
+    PcieState {
+        aspm: function.value("LnkCtl:").map_or_else(|| Err(missing.clone()), aspm),
+        max_payload_bytes: told(payload.map(|text| bytes_of("MaxPayload", text))),
+        max_read_request_bytes: told(request.map(|text| bytes_of("MaxReadReq", text))),
+        max_payload_offered_bytes: told(
+            function.value("DevCap:").and_then(|line| line.split(',').next()).map(|text| bytes_of("MaxPayload", text)),
+        ),
+        acs: function.value("ACSCtl:").map_or_else(|| Err(without_acs(function, &missing)), |line| Ok(acs(line))),
+        errors_seen: errors_seen(function).map_or_else(|| Err(missing.clone()), Ok),
+        correctable_errors: Err(untold(KIND)),
+        nonfatal_errors: Err(untold(KIND)),
+        fatal_errors: Err(untold(KIND)),
+        ..unknown
+    }
+}
+
+/// `ASPM L1 Enabled; RCB 64 bytes, …` or `ASPM Disabled; …`.
+fn aspm(line: &str) -> Reading<Aspm> {
+    let words = line.split(';').next().and_then(|words| words.strip_prefix("ASPM ")).unwrap_or_default();
+    match words.trim_end_matches(" Enabled") {
+        "Disabled" => Ok(Aspm::Off),
+        "L0s" => Ok(Aspm::L0s),
+        "L1" => Ok(Aspm::L1),
+        "L0s L1" => Ok(Aspm::L0sL1),
+        _ => Err(garbled("LnkCtl", line)),
+    }
+}
+
+/// `MaxPayload 256 bytes`.
+fn bytes_of(key: &str, text: &str) -> Reading<u32> {
+    let number = text.trim().strip_prefix(key).and_then(|rest| rest.trim().strip_suffix(" bytes"));
+    number.and_then(|number| number.parse().ok()).ok_or_else(|| garbled(key, text))
+}
+
+/// `SrcValid+ TransBlk- ReqRedir+ CmpltRedir+ …`.
+fn acs(line: &str) -> Acs {
+    let set = |name: &str| line.split_whitespace().any(|word| word.strip_suffix('+') == Some(name));
+    Acs {
+        source_validation: set("SrcValid"),
+        request_redirect: set("ReqRedir"),
+        completion_redirect: set("CmpltRedir"),
+        egress_control: set("EgressCtrl"),
+    }
+}
+
+/// A function whose extended capabilities are shown, without access control services among them, has none.
+fn without_acs(function: &Function<'_>, otherwise: &Missing) -> Missing {
+    let extended = |line: &&&str| {
+        let at = line.strip_prefix("Capabilities: [").and_then(|rest| rest.split([' ', ']']).next());
+        at.is_some_and(|at| 3 <= at.len() && at.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    };
+    match function.lines.iter().find(extended) {
+        Some(_) => Missing::new(Why::Absent, "no access control services"),
+        None => otherwise.clone(),
+    }
+}
+
+/// The bits of `UESta:` and `CESta:` that are set.
+fn errors_seen(function: &Function<'_>) -> Option<Vec<String>> {
+    let (hard, soft) = (function.value("UESta:")?, function.value("CESta:")?);
+    let named = |bits: &[(u32, &str)], line: &str| -> Vec<String> {
+        let words = line.split_whitespace().filter_map(|word| word.strip_suffix('+'));
+        words.filter(|word| bits.iter().any(|(_, name)| name == word)).map(str::to_owned).collect()
+    };
+    Some([named(&UNCORRECTABLE_BITS, hard), named(&CORRECTABLE_BITS, soft)].concat())
 }
 
 fn garbled(what: &str, text: &str) -> Missing {

@@ -1,7 +1,8 @@
 //! `nvidia-smi -q`: what the NVIDIA driver says of each GPU, by indented keys.
 
 use crate::topology::{
-    ClassCode, Generation, Gpu, GpuState, Missing, PciAddress, PciId, Reading, Topology, Why, Width, WrongPlace,
+    ClassCode, ComputeMode, Generation, Gpu, GpuCondition, GpuState, Missing, PciAddress, PciId, Reading,
+    ThrottleReasons, ThrottleTimes, Topology, Why, Width, WrongPlace,
 };
 use crate::units::Bytes;
 
@@ -165,13 +166,7 @@ fn state(entries: &[Entry<'_>]) -> GpuState {
         let paths = [format!("GPU Power Readings/{name}"), format!("Power Readings/{name}")];
         read_as(entries, &paths.each_ref().map(String::as_str), milliwatts)
     };
-    let switch = |path: &str| {
-        read_as(entries, &[path], |text| match text {
-            "Enabled" => Some(true),
-            "Disabled" => Some(false),
-            _ => None,
-        })
-    };
+    let switch = |path: &str| read_as(entries, &[path], switched);
     GpuState {
         name: text(entries, "Product Name"),
         memory_bytes: read_as(entries, &["FB Memory Usage/Total"], mebibytes),
@@ -188,7 +183,124 @@ fn state(entries: &[Entry<'_>]) -> GpuState {
         performance_state: read_as(entries, &["Performance State"], |text| text.strip_prefix('P')?.parse().ok()),
         persistence: switch("Persistence Mode"),
         mig: switch("MIG Mode/Current"),
+        condition: condition(entries),
         ..GpuState::untold(&KIND.to_string())
+    }
+}
+
+/// The state that the GPU was in.
+fn condition(entries: &[Entry<'_>]) -> GpuCondition {
+    let number = |paths: &[&str]| read_as(entries, paths, |text| text.parse::<u64>().ok());
+    let yes = |path: &str| {
+        read_as(entries, &[path, ROWS], |text| match text {
+            "Yes" => Some(true),
+            "No" => Some(false),
+            _ => None,
+        })
+    };
+    let micro = |name: &str| {
+        let path = format!("Clocks Event Reasons Counters/{name}");
+        read_as(entries, &[path.as_str()], |text| text.strip_suffix(" us")?.parse().ok())
+    };
+    GpuCondition {
+        throttle: throttle(entries),
+        throttled: ThrottleTimes {
+            power_cap_us: micro("SW Power Capping"),
+            thermal_us: micro("SW Thermal Slowdown"),
+            hardware_thermal_us: micro("HW Thermal Slowdown"),
+            power_brake_us: micro("HW Power Braking"),
+        },
+        ecc: read_as(entries, &["ECC Mode/Current", "Ecc Mode/Current"], switched),
+        ecc_next: read_as(entries, &["ECC Mode/Pending", "Ecc Mode/Pending"], switched),
+        ecc_uncorrected: uncorrected(entries),
+        rows_corrected: number(&["Remapped Rows/Correctable Error", ROWS]),
+        rows_uncorrected: number(&["Remapped Rows/Uncorrectable Error", ROWS]),
+        rows_pending: yes("Remapped Rows/Pending"),
+        rows_failed: yes("Remapped Rows/Remapping Failure Occurred"),
+        compute_mode: read_as(entries, &["Compute Mode"], |text| match text {
+            "Default" => Some(ComputeMode::Default),
+            "Exclusive_Thread" => Some(ComputeMode::ExclusiveThread),
+            "Exclusive_Process" => Some(ComputeMode::ExclusiveProcess),
+            "Prohibited" => Some(ComputeMode::Prohibited),
+            _ => None,
+        }),
+        compute_processes: processes(entries),
+        display_active: read_as(entries, &["Display Active"], switched),
+        pcie_replays: read_as(entries, &["PCI/GPU Link Info/Replays Since Reset", "PCI/Replays Since Reset"], |text| {
+            text.parse().ok()
+        }),
+        ..GpuCondition::unknown(&untold(KIND))
+    }
+}
+
+/// `N/A` behind it stands for all rows.
+const ROWS: &str = "Remapped Rows";
+
+fn switched(text: &str) -> Option<bool> {
+    match text {
+        "Enabled" | "Yes" => Some(true),
+        "Disabled" | "No" => Some(false),
+        _ => None,
+    }
+}
+
+/// Each reason by its line; drivers before 535 wrote `Clocks Throttle Reasons`.
+fn throttle(entries: &[Entry<'_>]) -> Reading<ThrottleReasons> {
+    const LINES: [(&str, ThrottleReasons); 9] = [
+        ("Idle", ThrottleReasons::IDLE),
+        ("Applications Clocks Setting", ThrottleReasons::CLOCK_SETTING),
+        ("SW Power Cap", ThrottleReasons::POWER_CAP),
+        ("HW Slowdown", ThrottleReasons::HARDWARE_SLOWDOWN),
+        ("HW Thermal Slowdown", ThrottleReasons::HARDWARE_THERMAL),
+        ("HW Power Brake Slowdown", ThrottleReasons::POWER_BRAKE),
+        ("Sync Boost", ThrottleReasons::SYNC_BOOST),
+        ("SW Thermal Slowdown", ThrottleReasons::THERMAL),
+        ("Display Clock Setting", ThrottleReasons::DISPLAY_CLOCK),
+    ];
+    let mut reasons = Err(untold(KIND));
+    for (name, reason) in LINES {
+        let paths = ["Event", "Throttle"].map(|word| format!("Clocks {word} Reasons/{name}"));
+        let active = read_as(entries, &paths.each_ref().map(String::as_str), |text| match text {
+            "Active" => Some(true),
+            "Not Active" => Some(false),
+            _ => None,
+        });
+        reasons = match (reasons, active) {
+            (Err(_), Ok(active)) => Ok(if active { reason } else { ThrottleReasons::NONE }),
+            (Ok(so_far), Ok(true)) => Ok(so_far | reason),
+            (Err(_), Err(missing)) if !missing.is_untold() => Err(missing),
+            (so_far, _) => so_far,
+        };
+    }
+    reasons
+}
+
+/// Errors since the driver was loaded that could not be corrected, in all of its memories.
+fn uncorrected(entries: &[Entry<'_>]) -> Reading<u64> {
+    let counts = entries.iter().filter(|entry| {
+        let inside = entry.path.strip_prefix("ECC Errors/Volatile/");
+        inside.is_some_and(|name| name.contains("Uncorrectable") || name == "Double Bit/Total")
+    });
+    let values: Vec<&str> = counts.map(|entry| entry.value).filter(|value| *value != "N/A").collect();
+    let none = || match entries.iter().any(|entry| entry.path.starts_with("ECC Errors/")) {
+        true => Missing::new(Why::Unsupported, "ECC Errors are N/A"),
+        false => untold(KIND),
+    };
+    let numbers = values.iter().map(|value| value.parse::<u64>().map_err(|_| garbled("ECC Errors", value)));
+    let numbers = numbers.collect::<Reading<Vec<u64>>>()?;
+    numbers.into_iter().reduce(u64::saturating_add).ok_or_else(none)
+}
+
+/// Processes of the type `C` or `C+G`.
+fn processes(entries: &[Entry<'_>]) -> Reading<u32> {
+    let types = entries.iter().filter(|entry| entry.path == "Processes/Type");
+    let computing = types.filter(|entry| entry.value.starts_with('C')).count();
+    match (computing, text(entries, "Processes")) {
+        (1.., _) => Ok(u32::try_from(computing).unwrap_or(u32::MAX)),
+        (0, Ok(none)) if none == "None" => Ok(0),
+        (0, Err(missing)) if !missing.is_untold() => Err(missing),
+        _ if entries.iter().any(|entry| entry.path.starts_with("Processes/")) => Ok(0),
+        _ => Err(untold(KIND)),
     }
 }
 

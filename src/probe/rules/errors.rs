@@ -13,7 +13,7 @@ const REPLAYS_MAX: u32 = 80;
 const READ_REQUEST_BYTES: u32 = 512;
 
 /// The state of every NVIDIA GPU and of every bridge above one, each once.
-fn states(topology: &Topology) -> Vec<(PciAddress, &PcieState)> {
+pub(super) fn states(topology: &Topology) -> Vec<(PciAddress, &PcieState)> {
     let gpus = topology.nvidia_gpus().map(|gpu| (gpu.address, &gpu.pcie));
     let bridges = topology.nvidia_gpus().flat_map(|gpu| topology.chain(gpu));
     let mut all: Vec<_> = gpus.chain(bridges.map(|bridge| (bridge.address, &bridge.pcie))).collect();
@@ -61,6 +61,13 @@ pub(super) fn nonfatal(topology: &Topology) -> Vec<Breach> {
 pub(super) fn fatal(topology: &Topology) -> Vec<Breach> {
     each(topology, "none: each cost the link", |state| {
         some(&state.fatal_errors).map(|count| format!("fatal errors: {count} (aer_dev_fatal)"))
+    })
+}
+
+pub(super) fn remembered(topology: &Topology) -> Vec<Breach> {
+    each(topology, "no bit set (UESta, CESta)", |state| {
+        let seen = state.errors_seen.as_ref().ok().filter(|seen| !seen.is_empty())?;
+        Some(format!("its error registers remember {}", seen.join(", ")))
     })
 }
 

@@ -186,6 +186,35 @@ pub(super) fn hot(topology: &Topology) -> Vec<Breach> {
     throttled(topology, heat, "no slow-down by heat, least of all before any work")
 }
 
+/// The card slows itself down and says neither heat nor power brake.
+pub(super) fn hardware_slowdown(topology: &Topology) -> Vec<Breach> {
+    let reason = ThrottleReasons::HARDWARE_THERMAL | ThrottleReasons::POWER_BRAKE;
+    let named = |state: &GpuState| state.condition.throttle.as_ref().is_ok_and(|seen| !(*seen & reason).is_none());
+    let expected = "no slow-down by the card: heat, a power brake, or a draw beyond what it allows for a moment";
+    each_state(topology, expected, |state| {
+        let seen = state.condition.throttle.clone().ok()? & ThrottleReasons::HARDWARE_SLOWDOWN;
+        let hold = || format!("its clocks are held: {}, without its reason", seen.names().join(", "));
+        (!seen.is_none() && !named(state)).then(hold)
+    })
+}
+
+/// Less than a second is the moment in which clocks change.
+const HELD_US: u64 = 1_000_000;
+
+pub(super) fn was_held(topology: &Topology) -> Vec<Breach> {
+    let expected = "none since the driver was loaded (Clocks Event Reasons Counters)";
+    each_state(topology, expected, |state| {
+        let times = &state.condition.throttled;
+        let rows = [("heat", &times.hardware_thermal_us), ("a power brake", &times.power_brake_us)];
+        let long = rows.iter().filter_map(|(name, time)| {
+            let micro = time.as_ref().ok().copied().filter(|micro| HELD_US <= *micro)?;
+            Some(format!("{} s by {name}", micro / 1_000_000))
+        });
+        let long: Vec<String> = long.collect();
+        (!long.is_empty()).then(|| format!("its clocks were held for {}", long.join(" and ")))
+    })
+}
+
 pub(super) fn clocks_set(topology: &Topology) -> Vec<Breach> {
     throttled(topology, ThrottleReasons::CLOCK_SETTING, "clocks that follow the load; somebody set them")
 }
@@ -275,7 +304,8 @@ pub(super) fn small_window(topology: &Topology) -> Vec<Breach> {
     }
     let expected = "a window as large as the memory, so that a peer reaches all of it";
     each(topology, expected, |gpu| {
-        let state = gpu.nvml.as_ref()?;
+        // Cards before Ampere, such as the Tesla T4, have a window of 256 MiB and no wider one.
+        let state = gpu.nvml.as_ref().filter(|_| gpu.id.as_ref().map_or(true, |id| id.has_wide_window()))?;
         let memory = state.memory_bytes.as_ref().ok()?;
         let told = state.bar1_bytes.as_ref().ok().map(|bytes| (*bytes, "BAR1 (NVML)".to_owned()));
         let seen =

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::topology::{ContainerKind, CpuSet, Gpu, IommuDomain, Limit, NumaNode, Topology, Why};
 use crate::units::Bytes;
 
+use super::peers::no_peers_by_product;
 use super::{Breach, addresses};
 
 /// What Docker gives a container that asks for nothing else.
@@ -56,6 +57,14 @@ pub(super) fn across_sockets(topology: &Topology) -> Vec<Breach> {
 }
 
 pub(super) fn iommu_translating(topology: &Topology) -> Vec<Breach> {
+    if no_peers_by_product(topology) { Vec::new() } else { translating(topology) }
+}
+
+pub(super) fn iommu_translating_unused(topology: &Topology) -> Vec<Breach> {
+    if no_peers_by_product(topology) { translating(topology) } else { Vec::new() }
+}
+
+fn translating(topology: &Topology) -> Vec<Breach> {
     let translated = |gpu: &&Gpu| matches!(gpu.iommu_domain, Ok(IommuDomain::Dma | IommuDomain::DmaFq));
     let gpus: Vec<&Gpu> = topology.nvidia_gpus().filter(translated).collect();
     let Some(Ok(domain)) = gpus.first().map(|gpu| &gpu.iommu_domain) else { return Vec::new() };
@@ -159,6 +168,24 @@ pub(super) fn memory_uneven(topology: &Topology) -> Vec<Breach> {
     }
 }
 
+/// Channels as the firmware names them. Where it names none, no place says to which channel it belongs.
+pub(super) fn channels_empty(topology: &Topology) -> Vec<Breach> {
+    let Ok(slots) = &topology.system.memory_slots else { return Vec::new() };
+    let named = slots.iter().filter(|slot| slot.channel.to_ascii_uppercase().contains("CHANNEL"));
+    let mut channels: BTreeMap<&str, bool> = BTreeMap::new();
+    for slot in named {
+        *channels.entry(slot.channel.as_str()).or_default() |= slot.bytes.is_some();
+    }
+    let empty: Vec<&str> = channels.iter().filter(|(_, filled)| !**filled).map(|(channel, _)| *channel).collect();
+    match topology.has_nvidia_gpu() && !empty.is_empty() {
+        true => of_machine(
+            format!("{} of {} memory channels are empty: {}", empty.len(), channels.len(), empty.join(", ")),
+            "a module in every channel: each empty one takes its share of the memory bandwidth".to_owned(),
+        ),
+        false => Vec::new(),
+    }
+}
+
 pub(super) fn numa_balancing(topology: &Topology) -> Vec<Breach> {
     match topology.settings.numa_balancing {
         Ok(true) if topology.has_nvidia_gpu() && 1 < topology.nodes().len() => of_machine(
@@ -238,39 +265,6 @@ pub(super) fn memlock_small(topology: &Topology) -> Vec<Breach> {
     }
 }
 
-/// The settings of `/etc/nccl.conf`, on a machine that they matter to.
-fn nccl_settings(topology: &Topology) -> &[String] {
-    match &topology.settings.nccl_conf {
-        Ok(settings) if topology.has_nvidia_gpu() => settings,
-        _ => &[],
-    }
-}
-
-pub(super) fn nccl_conf(topology: &Topology) -> Vec<Breach> {
-    match nccl_settings(topology) {
-        [] => Vec::new(),
-        settings => of_machine(
-            format!("/etc/nccl.conf sets {}", settings.join(", ")),
-            "no file, for a run of NCCL's defaults: it counts for every program on this machine".to_owned(),
-        ),
-    }
-}
-
-pub(super) fn ll128_forced(topology: &Topology) -> Vec<Breach> {
-    let forced = |setting: &&String| match setting.split_once('=') {
-        Some(("NCCL_PROTO", value)) => !value.starts_with('^') && value.to_ascii_uppercase().contains("LL128"),
-        _ => false,
-    };
-    let setting = nccl_settings(topology).iter().find(forced);
-    let breach = |setting: &String| {
-        of_machine(
-            format!("/etc/nccl.conf sets {setting}"),
-            "NCCL's own choice, which never takes LL128 over PCIe (NCCL documentation, NCCL_PROTO)".to_owned(),
-        )
-    };
-    setting.map(breach).unwrap_or_default()
-}
-
 pub(super) fn virtual_topology(topology: &Topology) -> Vec<Breach> {
     match topology.settings.virtual_topology {
         Ok(true) => of_machine(
@@ -283,8 +277,15 @@ pub(super) fn virtual_topology(topology: &Topology) -> Vec<Breach> {
 
 pub(super) fn never_asked(topology: &Topology) -> Vec<Breach> {
     match &topology.settings.root {
-        Err(missing) if missing.why == Why::NotAsked && topology.has_nvidia_gpu() => of_machine(
+        _ if !topology.has_nvidia_gpu() => Vec::new(),
+        Err(missing) if missing.why == Why::NotAsked => of_machine(
             "an older version wrote this: error counters, ACS, peer access and the state of the GPUs are unknown"
+                .to_owned(),
+            "every fact that this version asks for".to_owned(),
+        ),
+        _ if topology.software.nccl.as_ref().is_err_and(|missing| missing.why == Why::NotAsked) => of_machine(
+            "an older version wrote this: versions of NCCL and CUDA's libraries, NCCL's environment and memory channels \
+             are unknown"
                 .to_owned(),
             "every fact that this version asks for".to_owned(),
         ),

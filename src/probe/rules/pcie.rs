@@ -71,6 +71,7 @@ pub(super) fn slow_under_load(topology: &Topology) -> Vec<Breach> {
 
 pub(super) fn narrow_link(topology: &Topology) -> Vec<Breach> {
     let judged = nvidia_hops(topology).into_values().filter_map(|(hop, gpus)| {
+        // An idle GPU slows its link down and keeps its lanes (voipmonitor/rtx6kpro: Gen1 x16 on eight of eight).
         let (now, max) = (hop.width_now().ok()?, hop.max().ok()?);
         (now < max.width).then(|| Breach {
             addresses: addresses(&hop, &gpus),
@@ -78,7 +79,19 @@ pub(super) fn narrow_link(topology: &Topology) -> Vec<Breach> {
             expected: format!("{}, which both ends offer (max_link_width)", max.width),
         })
     });
-    judged.collect()
+    judged.chain(topology.nvidia_gpus().filter_map(|gpu| narrow_by_driver(topology, gpu))).collect()
+}
+
+/// What the driver says of a GPU of which no link is told, as `nvidia-smi -q` does.
+fn narrow_by_driver(topology: &Topology, gpu: &Gpu) -> Option<Breach> {
+    let untold = gpu.narrowest.as_ref().is_err_and(|missing| missing.is_untold());
+    let state = gpu.nvml.as_ref().filter(|_| untold && topology.system.virtual_machine != Ok(true))?;
+    let (now, max) = (state.width_now.as_ref().ok()?, state.width_max.as_ref().ok()?);
+    (now < max).then(|| Breach {
+        addresses: vec![gpu.address.to_string()],
+        seen: format!("{}: the driver says that its link uses {now} (Link Width, Current)", gpu.name()),
+        expected: format!("{max} (Link Width, Max)"),
+    })
 }
 
 pub(super) fn chipset_slot(topology: &Topology) -> Vec<Breach> {
@@ -145,7 +158,8 @@ pub(super) fn shared_uplink(topology: &Topology) -> Vec<Breach> {
 pub(super) fn link_unknown(topology: &Topology) -> Vec<Breach> {
     let judged = topology.nvidia_gpus().filter_map(|gpu| {
         let missing = gpu.narrowest.as_ref().err().filter(|missing| !missing.is_untold())?;
-        Some(Breach {
+        // One that does not answer has a rule of its own: root would see no more.
+        (gpu.pcie.responds != Ok(false)).then(|| Breach {
             addresses: vec![gpu.address.to_string()],
             seen: format!("{}: {missing}", gpu.name()),
             expected: "speed and width of both ends of each link (max_link_speed, max_link_width)".to_owned(),

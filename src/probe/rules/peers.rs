@@ -1,8 +1,8 @@
 //! Rules about what one GPU may do to the memory of another, and what lies in the way.
 
-use crate::topology::{Bridge, Gpu, PathClass, PciAddress, PeerAccess, PeerStatus, Topology, Why};
+use crate::topology::{Bridge, Gpu, PciAddress, PeerAccess, PeerStatus, Topology, Why};
 
-use super::{Breach, addresses};
+use super::Breach;
 
 /// A GPU that NVIDIA sells for games: its driver withholds peer access on PCIe.
 fn is_geforce(gpu: &Gpu) -> bool {
@@ -96,42 +96,6 @@ pub(super) fn one_way(topology: &Topology) -> Vec<Breach> {
     breaches
 }
 
-/// NCCL's own rule (2.30.7, `ncclTopoCheckP2p` in src/graph/paths.cc): no peer access beyond PXB, but for two GPUs at
-/// most on AMD.
-pub(super) fn host_staged(topology: &Topology) -> Vec<Breach> {
-    let amd = topology.cpu.model.as_ref().is_ok_and(|model| model.starts_with("AMD"));
-    if topology.cpu.model.is_err() || (amd && topology.nvidia_gpus().count() <= 2) {
-        return Vec::new();
-    }
-    let granted = |from, to| {
-        let of_pair = |peer: &&PeerAccess| (peer.from, peer.to) == (from, to);
-        let peer = topology.peers.iter().find(of_pair);
-        peer.is_some_and(|peer| peer.read == Ok(PeerStatus::Ok) && peer.write == Ok(PeerStatus::Ok))
-    };
-    let bridged = |from, to| {
-        let over = |peer: &PeerAccess| peer.nvlink == Ok(PeerStatus::Ok) && (peer.from, peer.to) == (from, to);
-        topology.peers.iter().any(over)
-    };
-    let far: Vec<_> = topology
-        .pairs
-        .iter()
-        .filter(|pair| pair.path.as_ref().is_ok_and(|path| PathClass::Pxb < *path))
-        .filter(|pair| granted(pair.a, pair.b) && granted(pair.b, pair.a) && !bridged(pair.a, pair.b))
-        .collect();
-    let Some(farthest) = far.iter().filter_map(|pair| pair.path.clone().ok()).max() else { return Vec::new() };
-    vec![Breach {
-        addresses: addresses(
-            topology.nvidia_gpus().filter(|gpu| far.iter().any(|pair| [pair.a, pair.b].contains(&gpu.address))),
-        ),
-        seen: format!(
-            "{} pair(s) have peer access and lie {farthest} apart or nearer: beyond PXB, NCCL's default, it goes through \
-             the host's memory",
-            far.len()
-        ),
-        expected: "peer access in use where the driver grants it (NCCL 2.30.7, src/graph/paths.cc)".to_owned(),
-    }]
-}
-
 /// The bridges above NVIDIA GPUs, where there are several of these.
 fn bridges_of_peers(topology: &Topology) -> Vec<&Bridge> {
     if topology.nvidia_gpus().count() < 2 {
@@ -143,7 +107,46 @@ fn bridges_of_peers(topology: &Topology) -> Vec<&Bridge> {
     topology.bridges.iter().filter(above).collect()
 }
 
+/// True where the driver grants no pair anything because of the product: then nothing can stand in the way of peers.
+pub(super) fn no_peers_by_product(topology: &Topology) -> bool {
+    !topology.peers.is_empty() && topology.peers.iter().all(|peer| by_product(topology, peer))
+}
+
 pub(super) fn redirected(topology: &Topology) -> Vec<Breach> {
+    if no_peers_by_product(topology) { Vec::new() } else { redirecting(topology) }
+}
+
+pub(super) fn redirected_unused(topology: &Topology) -> Vec<Breach> {
+    if no_peers_by_product(topology) { redirecting(topology) } else { Vec::new() }
+}
+
+pub(super) fn cuda_differs(topology: &Topology) -> Vec<Breach> {
+    let told = topology.peers.iter().filter_map(|peer| Some((peer, *peer.cuda.as_ref().ok()?)));
+    let unlike: Vec<&PeerAccess> = told
+        .filter(|(peer, cuda)| {
+            let granted = answers(peer).count() == 2 && answers(peer).all(|status| status == PeerStatus::Ok);
+            let bridged = peer.nvlink == Ok(PeerStatus::Ok);
+            answers(peer).count() == 2 && *cuda != (granted || bridged)
+        })
+        .map(|(peer, _)| peer)
+        .collect();
+    let Some(first) = unlike.first() else { return Vec::new() };
+    let word = if first.cuda == Ok(true) { "yes" } else { "no" };
+    let read = first.read.as_ref().map_or_else(ToString::to_string, ToString::to_string);
+    let mut gpus: Vec<PciAddress> = unlike.iter().flat_map(|peer| [peer.from, peer.to]).collect();
+    gpus.sort_unstable();
+    gpus.dedup();
+    vec![Breach {
+        addresses: gpus.iter().map(ToString::to_string).collect(),
+        seen: format!(
+            "of {} ordered pair(s) CUDA says {word} (cuDeviceCanAccessPeer) where NVML says {read}",
+            unlike.len()
+        ),
+        expected: "one answer from both".to_owned(),
+    }]
+}
+
+fn redirecting(topology: &Topology) -> Vec<Breach> {
     let redirects = |bridge: &Bridge| bridge.pcie.acs.clone().map(|acs| acs.redirects()).unwrap_or_default();
     let mut bridges = bridges_of_peers(topology);
     bridges.retain(|bridge| !redirects(bridge).is_empty());

@@ -18,7 +18,7 @@ use super::stream::Stream;
 pub use dims::AttentionDims;
 pub use graph::{AttentionGraph, AttentionTensors};
 
-const CUDNN: Wanted = Wanted {
+pub(super) const CUDNN: Wanted = Wanted {
     name: "cuDNN",
     file: "libcudnn.so.9",
     companions: "",
