@@ -114,11 +114,7 @@ fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
     let order_seed = config.seed;
     Ok(Wanted {
         device,
-        grade: match device {
-            Device::Cpu => Grade::CpuRanks,
-            Device::Cuda if args.workload.share_gpu => Grade::Ungraded,
-            Device::Cuda => Grade::Provisional,
-        },
+        grade: grade(device, args.workload.share_gpu),
         config,
         arms: vec![Arm::Solo, Arm::Together, Arm::Ddp],
         target: args.target,
@@ -132,6 +128,15 @@ fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
     })
 }
 
+/// What a verdict may be called.
+pub(super) fn grade(device: Device, share_gpu: bool) -> Grade {
+    match device {
+        Device::Cpu => Grade::CpuRanks,
+        Device::Cuda if share_gpu => Grade::Ungraded,
+        Device::Cuda => Grade::Provisional,
+    }
+}
+
 fn announce(plan: &Plan, out: &Output) {
     for line in &plan.why {
         out.remark(format!("  {line}"));
@@ -141,7 +146,7 @@ fn announce(plan: &Plan, out: &Output) {
     }
 }
 
-fn parse_target(text: &str) -> Result<f64, String> {
+pub(super) fn parse_target(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(target) if (0.01..=1.0).contains(&target) => Ok(target),
         _ => Err("an efficiency is between 0.01 and 1, as in --target 0.9".into()),
@@ -158,7 +163,7 @@ fn parse_field(text: &str) -> Result<Field, String> {
 }
 
 /// `90s`, `15m` or `2h`: without a unit nobody knows which was meant.
-fn parse_duration(text: &str) -> Result<Seconds, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Seconds, String> {
     let digits = text.strip_suffix(['s', 'm', 'h']).unwrap_or_default();
     let factor = match &text[digits.len()..] {
         "h" => 3600.0,

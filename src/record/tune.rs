@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{BytesPerSecond, Seconds};
+use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::file::json;
 use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
@@ -328,6 +328,8 @@ pub struct TuneResult {
     pub sentences: Vec<String>,
     /// How the search ended, in words.
     pub ended: String,
+    /// Size at which a bucket is closed by default.
+    pub bucket_bytes: Bytes,
     /// What everything is compared with.
     pub default: TuneStanding,
     /// The setting to use; the default where nothing beats it.

@@ -6,7 +6,7 @@ use crate::record::{
     Device, Finding, NcclSettings, SCHEMA, Setting, TrainConfig, TuneCell, TuneHead, TuneNeed, TuneResult, TuneStanding,
 };
 use crate::topology::{LinkEnd, Reading, Topology};
-use crate::units::Seconds;
+use crate::units::{Bytes, Seconds};
 
 use super::conf::{Line, write_conf};
 use super::search::{Ended, Found};
@@ -21,6 +21,8 @@ pub struct Binding<'a> {
     pub applied: &'a Applied,
     /// Efficiency that is wanted.
     pub target: f64,
+    /// Size at which a bucket is closed by default.
+    pub bucket_bytes: Bytes,
     /// Bandwidth that the target needs and that there is.
     pub need: Option<TuneNeed>,
 }
@@ -58,6 +60,7 @@ pub fn answer(found: &Found, binding: &Binding<'_>) -> Option<Answer> {
         identity: head.identity.clone(),
         sentences: Vec::new(),
         ended: ended(found, head),
+        bucket_bytes: binding.bucket_bytes,
         default: standing(&Setting::default(), default_step, 0),
         best: standing(&found.best, best_step, 1),
         gain: found.confirmed.as_ref().filter(|it| it.accepted).map(|it| it.gain),

@@ -322,7 +322,6 @@ impl<S: Site> Hunt<'_, S> {
     fn race(&mut self, stage: &str, holder: &Setting, challengers: &[Setting]) -> Result<Setting, S::Error> {
         let mut alive: Vec<Setting> = challengers.to_vec();
         let mut rounds = Rounds::default();
-        alive.iter().for_each(|setting| self.ledger.begin(setting, stage));
         for round in 1..=self.limits.rounds {
             if !self.has_time(alive.len() + 1) || !self.round(stage, round, holder, &mut alive, &mut rounds)? {
                 break;
@@ -363,7 +362,11 @@ impl<S: Site> Hunt<'_, S> {
                 true => "beside its challengers, as what drifts falls on all of a round".to_owned(),
                 false => format!("{stage}: instead of {holder}"),
             };
-            match self.launch(setting, Arm::Ddp, stage, round, &why)? {
+            let outcome = self.launch(setting, Arm::Ddp, stage, round, &why)?;
+            if outcome != Outcome::NoMore {
+                self.ledger.begin(setting, stage);
+            }
+            match outcome {
                 Outcome::Step { step, .. } => {
                     self.ledger.step(setting, step);
                     rounds.note(setting, round, step);
