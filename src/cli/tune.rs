@@ -17,6 +17,7 @@ use crate::units::Seconds;
 
 use self::live::{Halt, Live};
 use self::setup::Setup;
+pub(super) use self::setup::{identity, installed_nccl, placed};
 use super::qualify::{parse_duration, parse_target};
 use super::session::{interruptible, once};
 use super::workload::Workload;
@@ -126,7 +127,12 @@ fn limits(args: &Args, setup: &Setup) -> Limits {
         budget: setup.budget,
         seed: setup.head.seed,
         // beside others on one GPU a share alone says nothing of an efficiency
-        solo: !setup.base.share_gpu,
+        solo_rounds: match (setup.base.share_gpu, args.quick) {
+            (true, _) => 0,
+            (false, true) => 2,
+            (false, false) => 4,
+        },
+        solo_launches: setup.base.shares.len(),
     }
 }
 

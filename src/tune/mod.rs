@@ -13,6 +13,8 @@ mod need;
 mod outlook;
 mod search;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{Answer, Binding, answer, topology_hash};
 pub use conf::{Line as ConfLine, parse_conf, write_conf};

@@ -96,8 +96,10 @@ pub struct Limits {
     pub budget: Seconds,
     /// Seed of every order that is drawn.
     pub seed: u64,
-    /// Whether shares also run alone, so that efficiencies are known.
-    pub solo: bool,
+    /// Rounds of the confirmation in which shares also run alone, so that efficiencies are known.
+    pub solo_rounds: u32,
+    /// Launches that all shares alone take, one after another.
+    pub solo_launches: usize,
 }
 
 /// How a search ended.
@@ -228,8 +230,8 @@ impl<S: Site> Hunt<'_, S> {
     /// Whether time is left for so many launches more, beside the first look of the confirmation.
     fn has_time(&mut self, launches: usize) -> bool {
         let each = self.spent.0 / self.launches.max(1) as f64;
-        let arms = if self.limits.solo { 3 } else { 2 };
-        let kept = self.limits.looks.first().map_or(0, |pairs| *pairs as usize) * arms;
+        let pairs = self.limits.looks.first().map_or(0, |pairs| *pairs as usize);
+        let kept = 2 * pairs + self.limits.solo_rounds as usize * self.limits.solo_launches;
         let enough = self.spent.0 + each * (launches + kept) as f64 <= self.limits.budget.0;
         self.out_of_time |= !enough;
         enough
@@ -419,17 +421,22 @@ impl<S: Site> Hunt<'_, S> {
         default: &Setting,
         winner: &Setting,
     ) -> Result<(Option<Confirmed>, Vec<[Seconds; 3]>), S::Error> {
-        let looks = self.limits.looks.clone();
+        let mut looks = self.limits.looks.clone();
+        if winner == default {
+            // the default alone needs no second look, only what its efficiency is
+            looks = vec![self.limits.solo_rounds];
+        }
         let confidence = 1.0 - (1.0 - CONFIDENCE) / looks.len().max(1) as f64;
         let (mut pairs, mut beside, mut alive) = (Vec::new(), Vec::new(), true);
         let mut seen: Option<Confirmed> = None;
         let mut begun = 0;
-        for (index, look) in looks.into_iter().enumerate() {
-            // the default alone needs no second look, only what its efficiency is
-            if (winner == default && 0 < index) || !alive {
-                break;
-            }
+        for look in looks {
             for round in begun + 1..=look {
+                // two rounds are the least that give an interval, whatever they take
+                alive &= round <= 2 || self.spent < self.limits.budget;
+                if !alive {
+                    break;
+                }
                 let [first, second, solo] = self.beside(default, winner, round)?;
                 let (Some(first), Some(second)) = (first, second) else {
                     alive = false;
@@ -448,7 +455,7 @@ impl<S: Site> Hunt<'_, S> {
             let gain = Interval { estimate: 1.0 - ratios.estimate(), low: 1.0 - high, high: 1.0 - low };
             let accepted = 0.0 < gain.low;
             seen = Some(Confirmed { setting: winner.clone(), pairs: pairs.clone(), gain, accepted });
-            if accepted || gain.high < INDIFFERENT || self.limits.budget < self.spent {
+            if accepted || gain.high < INDIFFERENT || !alive {
                 break;
             }
         }
@@ -462,7 +469,7 @@ impl<S: Site> Hunt<'_, S> {
     fn beside(&mut self, default: &Setting, winner: &Setting, round: u32) -> Result<[Option<Seconds>; 3], S::Error> {
         let mut order = vec![0_usize];
         order.extend((winner != default).then_some(1));
-        order.extend(self.limits.solo.then_some(2));
+        order.extend((round <= self.limits.solo_rounds).then_some(2));
         order.shuffle(&mut self.random);
         let mut steps = [None; 3];
         for which in order {

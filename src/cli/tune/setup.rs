@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use crate::cli::look::nccl_variables;
 use crate::cli::session::{Session, once};
 use crate::cli::train::{failed, wanted};
 use crate::cli::{CliError, Exit, Output};
@@ -23,7 +24,10 @@ use super::Args;
 const BASE_PLAN: &str = "base-plan.yaml";
 
 /// Counted steps of a launch: fewer say too little, more nothing new.
-const COUNTED: (f64, f64) = (16.0, 400.0);
+const COUNTED: (f64, f64) = (8.0, 400.0);
+
+/// The fewest with `--quick`: a median of so many.
+const COUNTED_QUICK: f64 = 4.0;
 
 /// What all launches of a search have in common.
 pub(super) struct Setup {
@@ -54,10 +58,8 @@ impl Setup {
             None => Session::open(&args.workload, args.out.as_deref(), out)?,
         };
         session.announce(out);
-        let nccl = match session.device {
-            Device::Cuda => Some(NcclLibrary::load()?.version()),
-            Device::Cpu => None,
-        };
+        let nccl = installed_nccl(session.device)?;
+        inherited(session.device, out);
         let mut wanted = wanted(&args.workload, session.device)?;
         let fit = largest(&session.fit)?;
         let host = host(args, &session, &wanted, nccl.as_deref());
@@ -124,7 +126,7 @@ impl Setup {
 }
 
 /// The shares with the threads and the freedom that a setting gives them.
-pub(super) fn placed(shares: &[Share], applied: &Applied) -> Vec<Share> {
+pub(in crate::cli) fn placed(shares: &[Share], applied: &Applied) -> Vec<Share> {
     let mut all: Vec<usize> = shares.iter().flat_map(|share| share.cpus.iter().copied()).collect();
     all.sort_unstable();
     all.dedup();
@@ -172,8 +174,9 @@ fn timed(
         }
     };
     let seconds = if args.quick || args.sweep { 0.4 } else { 1.0 };
-    let counted = (seconds / step.0).clamp(COUNTED.0, COUNTED.1) as usize;
-    let steps = args.workload.steps.map_or(counted + counted / 4, |steps| steps as usize);
+    let least = if args.quick { COUNTED_QUICK } else { COUNTED.0 };
+    let counted = (seconds / step.0).clamp(least, COUNTED.1) as usize;
+    let steps = args.workload.steps.map_or(counted + counted.div_ceil(4), |steps| steps as usize);
     wanted.config.steps = steps;
     Ok(Ok((plan(wanted, fit, step, now), (steps / 5).max(1))))
 }
@@ -217,7 +220,28 @@ fn peers(topology: &Topology, shares: &[Share]) -> Option<bool> {
     all
 }
 
-fn identity(wanted: &Wanted, session: &Session, nccl: Option<String>) -> TuneIdentity {
+/// The version of NCCL that ranks will load; none on CPUs.
+///
+/// # Errors
+/// There is none.
+pub(in crate::cli) fn installed_nccl(device: Device) -> Result<Option<String>, CliError> {
+    match device {
+        Device::Cuda => Ok(Some(NcclLibrary::load()?.version())),
+        Device::Cpu => Ok(None),
+    }
+}
+
+/// Says what of NCCL's settings the default already holds.
+fn inherited(device: Device, out: &Output) {
+    let variables = nccl_variables();
+    if device == Device::Cuda && !variables.is_empty() {
+        let names: Vec<String> = variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        out.remark(format!("the environment sets {}: the default is not NCCL's own", names.join(", ")));
+    }
+}
+
+/// What a result for this training on this machine is bound to.
+pub(in crate::cli) fn identity(wanted: &Wanted, session: &Session, nccl: Option<String>) -> TuneIdentity {
     let driver = session.topology.nvidia.version.clone().ok();
     TuneIdentity {
         driver: driver.filter(|_| session.device == Device::Cuda),
