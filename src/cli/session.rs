@@ -51,7 +51,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open`].
     pub(super) fn reopen(workload: &Workload, place: &Path, out: &Output) -> Result<Self, CliError> {
-        Self::open_in(workload, |_| RunFolder::open(place), out)
+        Self::open_in(workload, |_| Ok(RunFolder::at(place)), out)
     }
 
     fn open_in(

@@ -55,6 +55,8 @@ pub(super) struct Live<'a> {
     reference: Option<Vec<(f64, f64)>>,
     bar: Option<ProgressBar>,
     spent: f64,
+    /// Launches of a sweep.
+    whole: Option<usize>,
 }
 
 impl<'a> Live<'a> {
@@ -88,6 +90,7 @@ impl<'a> Live<'a> {
             reference: None,
             bar,
             spent: 0.0,
+            whole: None,
         })
     }
 
@@ -98,22 +101,32 @@ impl<'a> Live<'a> {
 
     /// Shows what is launched, and the most that it can still take.
     fn show(&self, ask: &Ask) {
-        let left = Seconds((self.setup.budget.0 - self.spent).max(0.0).round());
+        let left = match self.whole {
+            // a sweep ends when all is launched, a search with its time
+            Some(whole) => {
+                let each = self.spent / self.next.max(1) as f64;
+                format!("of {whole}, about {} left", Seconds((each * whole.saturating_sub(self.next) as f64).round()))
+            }
+            None => format!("at most {} left", Seconds((self.setup.budget.0 - self.spent).max(0.0).round())),
+        };
         let arm = if ask.arm == Arm::Solo { ", each share alone" } else { "" };
-        let text = format!("{}{arm} ({}, round {}), at most {left} left", ask.setting, ask.stage, ask.round);
+        let text = format!("{}{arm} ({}, round {}), {left}", ask.setting, ask.stage, ask.round);
         match &self.bar {
             Some(bar) => {
-                bar.set_position(self.spent as u64);
+                bar.set_position(if self.whole.is_some() { self.next as u64 } else { self.spent as u64 });
                 bar.set_message(text);
             }
             None => self.out.remark(format!("launch {}: {text}", self.next + 1)),
         }
     }
 
-    /// Leaves the first launches of the log as they are.
-    pub(super) fn skip(&mut self, launches: usize) {
+    /// Begins a sweep of so many launches behind those of the log.
+    pub(super) fn go_on_to(&mut self, whole: usize) {
+        self.spent = self.recorded.iter().map(|trial| trial.wall_s.0).sum();
+        self.next = self.recorded.len();
         self.recorded.clear();
-        self.next = launches;
+        self.whole = Some(whole);
+        self.bar.iter().for_each(|bar| bar.set_length(whole as u64));
     }
 
     /// One launch of a sweep; its rank files go once it has succeeded.

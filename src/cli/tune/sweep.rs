@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> 
         done.insert((trial.round, trial.setting.clone()));
         *failures.entry(trial.setting.clone()).or_default() += usize::from(trial.finding.is_some());
     }
-    live.skip(setup.recorded.len());
+    live.go_on_to(grid.len() * args.launches as usize + 1);
     let default = Setting::default();
     let mut launch = |live: &mut Live, setting: &Setting, round: u32| -> Result<(), Halt> {
         let known = done.contains(&(round, setting.clone()));
