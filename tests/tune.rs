@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
 
+#[expect(dead_code, reason = "the trainings of other tests are not this one's")]
 mod common;
 
 use std::fs;

@@ -431,3 +431,120 @@ impl TuneHead {
         self.knobs.iter().map(|knob| knob.choices.len() + 1).product()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::record::Severity;
+
+    fn head() -> TuneHead {
+        let identity = TuneIdentity {
+            nccl: None,
+            driver: None,
+            topology_sha256: "ab".repeat(32),
+            device: Device::Cpu,
+            model: "llama-tiny".into(),
+            world: 2,
+            batch: 1,
+            context: 64,
+            accumulate: 1,
+            share_gpu: false,
+        };
+        let knob = TuneKnob { name: "bucket".into(), choices: vec!["bucket-mib=1".into()], ordered: true };
+        let begun = TuneHead::begun(Origin::Measured, "t".into(), identity, jiff::Timestamp::UNIX_EPOCH);
+        TuneHead { knobs: vec![knob], steps: 20, warm_up_steps: 4, ..begun }
+    }
+
+    fn trial(index: usize) -> TuneTrial {
+        TuneTrial {
+            index,
+            setting: Setting::default().with("bucket", "bucket-mib=1"),
+            arm: Arm::Ddp,
+            stage: "bucket".into(),
+            round: 1,
+            why: "it might leave sooner".into(),
+            step_s: Some(Seconds(0.017)),
+            wall_s: Seconds(0.5),
+            finding: None,
+        }
+    }
+
+    fn failed(index: usize) -> TuneTrial {
+        let finding = Finding {
+            code: "hang-meet".into(),
+            severity: Severity::Fault,
+            addresses: vec!["0001_bucket_ddp".into()],
+            seen: "rank 1 did not meet".into(),
+            expected: "it meets".into(),
+            remedy: "leave it".into(),
+        };
+        TuneTrial { step_s: None, finding: Some(finding), ..trial(index) }
+    }
+
+    #[test]
+    fn a_log_is_read_as_it_was_written_and_goes_on_behind_a_cut_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tune_trials(folder.path());
+        let mut log = TuneWriter::create(&path, &head()).unwrap();
+        log.trial(&trial(0)).unwrap();
+        log.trial(&failed(1)).unwrap();
+        drop(log);
+        let whole = read_tune_file(&path).unwrap();
+        assert_eq!((&whole.head, &whole.trials[..]), (&head(), &[trial(0), failed(1)][..]));
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str("{\"line\":\"launch\",\"index\":2,\"set");
+        fs::write(&path, &text).unwrap();
+        assert_eq!(read_tune_file(&path).unwrap(), whole, "a cut line does not count");
+        TuneWriter::go_on(&path).unwrap().trial(&trial(2)).unwrap();
+        assert_eq!(read_tune_file(&path).unwrap().trials, [trial(0), failed(1), trial(2)]);
+        assert!(TuneWriter::create(&path, &head()).is_err(), "a log is never begun over another");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tune_trials(folder.path());
+        let mut log = TuneWriter::create(&path, &head()).unwrap();
+        log.trial(&trial(0)).unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        let rows = [
+            ("\"index\":0", "\"index\":3", "field `index` is 3"),
+            ("\"step_s\":0.017", "\"step_s\":-1.0", "field `step_s`"),
+            ("\"step_s\":0.017,", "", "either `step_s` or `finding`"),
+            ("\"round\":1", "\"round\":\"x\"", "field `round`"),
+            ("\"line\":\"launch\"", "\"line\":\"lunch\"", "field `line`"),
+            ("\"line\":\"launch\"", "\"more\":1,\"line\":\"launch\"", "more"),
+            ("\"schema\":1", "\"schema\":99", "99"),
+        ];
+        for (old, new, word) in rows {
+            assert!(good.contains(old), "{old}");
+            fs::write(&path, good.replacen(old, new, 1)).unwrap();
+            let error = read_tune_file(&path).unwrap_err();
+            assert!(error.to_string().contains(word), "{new}: {error}");
+        }
+        fs::write(&path, "").unwrap();
+        assert!(read_tune_file(&path).is_err());
+        let endless = TuneTrial { step_s: Some(Seconds(f64::INFINITY)), ..trial(1) };
+        fs::write(&path, &good).unwrap();
+        assert!(TuneWriter::go_on(&path).unwrap().trial(&endless).is_err(), "what is not finite is not written");
+        assert_eq!(fs::read_to_string(&path).unwrap(), good);
+    }
+
+    #[test]
+    fn a_setting_is_told_in_the_words_that_are_set() {
+        let setting = Setting::default().with("ctas", "min-ctas=4 max-ctas=4").with("bucket", "bucket-mib=8");
+        assert_eq!(setting.to_string(), "bucket-mib=8, min-ctas=4 max-ctas=4");
+        assert_eq!(
+            setting.assignments().collect::<Vec<_>>(),
+            [("bucket-mib", "8"), ("min-ctas", "4"), ("max-ctas", "4")]
+        );
+        assert!(setting.with("ctas", "").with("bucket", "").is_default());
+        assert_eq!(Setting::default().to_string(), "default");
+        let identity = head().identity;
+        let other = TuneIdentity { driver: Some("580".into()), world: 4, ..identity.clone() };
+        assert_eq!(identity.differences(&other).len(), 2);
+        assert!(identity.differences(&identity).is_empty());
+    }
+}

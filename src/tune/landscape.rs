@@ -153,6 +153,12 @@ impl Site for Pool<'_> {
     }
 }
 
+/// A time to a whole number of `unit` seconds: what a log need not hold.
+#[must_use]
+pub fn rounded(time: Seconds, unit: f64) -> Seconds {
+    Seconds(((time.0 / unit).round() * unit).max(unit))
+}
+
 /// A machine that is known only by its model, bent by lot within what the model is known to be wrong by, and with launches
 /// that scatter as recorded ones do.
 #[derive(Debug, Clone)]
@@ -165,8 +171,8 @@ pub struct Simulated {
 
 impl Simulated {
     /// A machine drawn by `seed` around a model, whose launches scatter as `noise`, in logarithms. The spread of bus
-    /// bandwidths is that of the prediction's calibration against published figures (`predict::Calibration`); what thread blocks fill a link, 2 to 16, and the contention, 0.2 to 0.8, are what the
-    /// prediction believes possible.
+    /// bandwidths is that of the prediction's calibration against published figures (`predict::Calibration`); what thread blocks fill a link, 1 to 8, and the contention, 0.2 to 0.8, are what is
+    /// believed possible.
     ///
     /// # Panics
     /// `noise` is empty.
@@ -183,7 +189,7 @@ impl Simulated {
             staged: (calibration.spread_staged * normal(&mut even)).exp(),
             latency: (0.3 * normal(&mut even)).exp(),
             contention: even(0.2, 0.8),
-            fill: Some(even(1.0, 4.0).exp2()),
+            fill: Some(even(0.0, 3.0).exp2()),
         };
         Self { outlook, twist, noise, random }
     }
@@ -210,8 +216,8 @@ impl Simulated {
                     stage: "sweep".into(),
                     round,
                     why: String::new(),
-                    step_s: Some(step),
-                    wall_s: step * file.head.steps as f64,
+                    step_s: Some(rounded(step, 1e-7)),
+                    wall_s: rounded(step * 20.0, 1e-3),
                     finding: None,
                 });
             }

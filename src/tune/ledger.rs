@@ -83,7 +83,14 @@ impl Ledger {
     /// The scatter of one launch, as a logarithm, over all settings.
     #[must_use]
     pub fn scatter(&self) -> Pooled {
-        let pooled = Pooled::of(self.cells.values().map(|cell| cell.logs.as_slice())).unwrap_or(SCATTER_FIRST);
+        self.scatter_with(&[])
+    }
+
+    /// The same with further groups of launches.
+    #[must_use]
+    pub fn scatter_with(&self, further: &[Vec<f64>]) -> Pooled {
+        let groups = self.cells.values().map(|cell| cell.logs.as_slice()).chain(further.iter().map(Vec::as_slice));
+        let pooled = Pooled::of(groups).unwrap_or(SCATTER_FIRST);
         Pooled { deviation: pooled.deviation.max(SCATTER_MIN), ..pooled }
     }
 }

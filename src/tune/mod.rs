@@ -18,7 +18,7 @@ mod tests;
 
 pub use answer::{Answer, Binding, answer, topology_hash};
 pub use conf::{Line as ConfLine, parse_conf, write_conf};
-pub use landscape::{Landscape, Pool, Simulated};
+pub use landscape::{Landscape, Pool, Simulated, rounded};
 pub use ledger::Ledger;
 pub use lint::{Source, ll128_sources};
 pub use need::{Alone, need};

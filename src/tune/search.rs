@@ -449,10 +449,7 @@ impl<S: Site> Hunt<'_, S> {
             if winner == default || pairs.len() < 2 {
                 continue;
             }
-            let ratios: Vec<f64> = pairs.iter().map(|(first, second)| *second / *first).collect();
-            let ratios = LogRatios::of(&ratios);
-            let (low, high) = ratios.interval(confidence).unwrap_or((0.0, f64::MAX));
-            let gain = Interval { estimate: 1.0 - ratios.estimate(), low: 1.0 - high, high: 1.0 - low };
+            let gain = self.gain(&pairs, confidence);
             let accepted = 0.0 < gain.low;
             seen = Some(Confirmed { setting: winner.clone(), pairs: pairs.clone(), gain, accepted });
             if accepted || gain.high < INDIFFERENT || !alive {
@@ -463,6 +460,19 @@ impl<S: Site> Hunt<'_, S> {
             self.ledger.fate(winner, "looked better, but was not confirmed on fresh launches".to_owned());
         }
         Ok((seen, beside))
+    }
+
+    /// The share that the second of each pair saves. Its interval takes the scatter of a launch from all settings of the
+    /// search and from these pairs, so that few of them are enough.
+    fn gain(&self, pairs: &[(Seconds, Seconds)], confidence: f64) -> Interval {
+        let logs = |pick: fn(&(Seconds, Seconds)) -> Seconds| -> Vec<f64> {
+            pairs.iter().map(|pair| pick(pair).0.ln()).collect()
+        };
+        let (first, second) = (logs(|pair| pair.0), logs(|pair| pair.1));
+        let slower = mean(&second) - mean(&first);
+        let half = self.ledger.scatter_with(&[first, second]).half_width(pairs.len(), pairs.len(), confidence);
+        let saved = |log: f64| -log.exp_m1();
+        Interval { estimate: saved(slower), low: saved(slower + half), high: saved(slower - half) }
     }
 
     /// One launch each of the default, the winner and the shares alone, in an order drawn at random.

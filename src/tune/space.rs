@@ -428,8 +428,10 @@ impl Space {
         let mut few: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         let count = |few: &BTreeMap<&str, Vec<String>>| few.values().map(|it| it.len() + 1).product::<usize>();
         for knob in &heavy {
-            if count(&few) < size {
-                few.insert(&knob.name, spread(&knob.choices, if knob.ordered { 3 } else { 2 }));
+            let (have, most) = (count(&few), if knob.ordered { 3 } else { 2 });
+            if have < size {
+                let enough = (1..=most).find(|choices| size <= have * (choices + 1));
+                few.insert(&knob.name, spread(&knob.choices, enough.unwrap_or(most)));
             }
         }
         for knob in &heavy {

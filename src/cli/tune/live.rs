@@ -12,7 +12,7 @@ use crate::record::{
     Arm, Finding, Plan, RankFile, RecordError, Severity, Trial, TuneTrial, TuneWriter, read_rank_file, tune_trials,
 };
 use crate::stats::{mean, median};
-use crate::tune::{Ask, Outcome, Site};
+use crate::tune::{Ask, Outcome, Site, rounded};
 use crate::units::Seconds;
 
 use super::setup::Setup;
@@ -191,8 +191,8 @@ impl<'a> Live<'a> {
             stage: ask.stage.into(),
             round: ask.round,
             why: ask.why.into(),
-            step_s,
-            wall_s: Seconds(begun.elapsed().as_secs_f64()),
+            step_s: step_s.map(|step| rounded(step, 1e-7)),
+            wall_s: rounded(Seconds(begun.elapsed().as_secs_f64()), 1e-3),
             finding,
         };
         self.log.trial(&trial)?;
