@@ -366,7 +366,7 @@ pub struct TuneResult {
 pub struct TuneStanding {
     /// The setting.
     pub setting: Setting,
-    /// Geometric mean of its step times over launches of the confirmation, or of all where there was none.
+    /// Median of its step times over launches of the confirmation, or of all where there was none.
     pub step_s: Seconds,
     /// Efficiency, with its interval over launches, where shares also ran alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::record::{Arm, Finding, Interval, Setting, TuneKnob};
-use crate::stats::{LogRatios, mean};
+use crate::stats::{LogRatios, median};
 use crate::units::Seconds;
 
 use super::ledger::{Ledger, Rounds};
@@ -28,6 +28,9 @@ const FIRST_LAUNCHES: u32 = 3;
 /// Settings that are predicted to be so much slower than the best prediction are not launched: the model is never
 /// off by so much in comparing settings of one machine.
 const HOPELESS: f64 = 0.3;
+
+/// The median of normal values scatters by so much more than their mean: √(π/2).
+const OF_MEDIAN: f64 = 1.2533;
 
 /// Passes over all knobs, at most.
 const PASSES: usize = 3;
@@ -462,15 +465,17 @@ impl<S: Site> Hunt<'_, S> {
         Ok((seen, beside))
     }
 
-    /// The share that the second of each pair saves. Its interval takes the scatter of a launch from all settings of the
-    /// search and from these pairs, so that few of them are enough.
+    /// The share that the second of each pair saves: the median over pairs, which a burst of another program does not move.
+    /// Its interval takes the scatter of a launch from all settings of the search and from these pairs, so that few of them
+    /// are enough.
     fn gain(&self, pairs: &[(Seconds, Seconds)], confidence: f64) -> Interval {
         let logs = |pick: fn(&(Seconds, Seconds)) -> Seconds| -> Vec<f64> {
             pairs.iter().map(|pair| pick(pair).0.ln()).collect()
         };
         let (first, second) = (logs(|pair| pair.0), logs(|pair| pair.1));
-        let slower = mean(&second) - mean(&first);
-        let half = self.ledger.scatter_with(&[first, second]).half_width(pairs.len(), pairs.len(), confidence);
+        let slower = median(&second.iter().zip(&first).map(|(second, first)| second - first).collect::<Vec<_>>());
+        let pooled = self.ledger.scatter_with(&[first, second]);
+        let half = OF_MEDIAN * pooled.half_width(pairs.len(), pairs.len(), confidence);
         let saved = |log: f64| -log.exp_m1();
         Interval { estimate: saved(slower), low: saved(slower + half), high: saved(slower - half) }
     }
@@ -518,15 +523,14 @@ impl Found {
         Some([of(0), of(taken)])
     }
 
-    /// Geometric mean of the steps of the default and of the best: of the confirmation where there was one, else of all
-    /// launches.
+    /// Median of the steps of the default and of the best: of the confirmation where there was one, else of all launches.
     #[must_use]
     pub fn steps(&self) -> Option<[Seconds; 2]> {
-        let geometric = |logs: &[f64]| (!logs.is_empty()).then(|| Seconds(mean(logs).exp()));
-        let of_cell = |setting: &Setting| geometric(&self.ledger.cell(setting)?.logs);
+        let middle = |logs: &[f64]| (!logs.is_empty()).then(|| Seconds(median(logs).exp()));
+        let of_cell = |setting: &Setting| middle(&self.ledger.cell(setting)?.logs);
         let confirmed = self.confirmed.as_ref().filter(|it| it.setting == self.best);
         let of_pairs = |pick: fn(&(Seconds, Seconds)) -> Seconds| {
-            geometric(&confirmed?.pairs.iter().map(|pair| pick(pair).0.ln()).collect::<Vec<_>>())
+            middle(&confirmed?.pairs.iter().map(|pair| pick(pair).0.ln()).collect::<Vec<_>>())
         };
         let default = of_pairs(|pair| pair.0).or_else(|| of_cell(&Setting::default()))?;
         let best = of_pairs(|pair| pair.1).or_else(|| of_cell(&self.best))?;
