@@ -16,7 +16,7 @@ use rigscale::predict::{Alone, NcclVersion, platform};
 use rigscale::record::{
     DataSource, Origin, Precision, Setting, TrainConfig, TuneFile, TuneHead, TuneKnob, read_tune_file,
 };
-use rigscale::stats::{Pooled, mean};
+use rigscale::stats::{Pooled, mean, median};
 use rigscale::tune::{Ask, Landscape, Limits, Outcome, Outlook, Pool, Site, search};
 use rigscale::units::{Bytes, Seconds};
 use serde::Serialize;
@@ -167,7 +167,7 @@ fn judged(name: String, file: &TuneFile) -> Result<Row, Box<dyn Error>> {
             bayes(&landscape, &fresh, pooled.deviation, deal),
             found.best.clone(),
         ];
-        let behind = chosen.map(|setting| mean(fresh.unseen(&setting)) - mean(fresh.unseen(&oracle)));
+        let behind = chosen.map(|setting| median(fresh.unseen(&setting)) - median(fresh.unseen(&oracle)));
         sums.iter_mut().zip(behind).for_each(|(sum, behind)| *sum += behind / DEALS as f64);
         near += usize::from(behind[3] <= NEAR.ln_1p());
         tried = tried.max(found.ledger.tried());
@@ -209,11 +209,7 @@ fn limits(settings: usize, confirm: usize, seed: u64) -> Limits {
 
 /// The best setting by all launches that are not the judge's.
 fn oracle(landscape: &Landscape, pool: &Pool) -> Result<Setting, &'static str> {
-    let known = |setting: &Setting| {
-        let unseen = pool.unseen(setting);
-        let all = &landscape.cells[setting];
-        (all.iter().sum::<f64>() - unseen.iter().sum::<f64>()) / (all.len() - unseen.len()) as f64
-    };
+    let known = |setting: &Setting| median(&pool.known(setting));
     let best = landscape.cells.keys().min_by(|one, other| known(one).total_cmp(&known(other)));
     best.cloned().ok_or("no setting succeeded")
 }
@@ -222,7 +218,7 @@ fn random(landscape: &Landscape, pool: &Pool, seed: u64) -> Setting {
     let mut all: Vec<&Setting> = landscape.cells.keys().filter(|setting| !setting.is_default()).collect();
     all.shuffle(&mut ChaCha8Rng::seed_from_u64(1_000 + seed));
     let tried = all.into_iter().take(RANDOM - 1).cloned().chain([Setting::default()]);
-    let known = |setting: &Setting| mean(pool.seen(setting));
+    let known = |setting: &Setting| median(pool.seen(setting));
     tried.min_by(|one, other| known(one).total_cmp(&known(other))).unwrap_or_default()
 }
 
@@ -234,7 +230,7 @@ fn bayes(landscape: &Landscape, pool: &Pool, noise: f64, seed: u64) -> Setting {
     let mut order: Vec<usize> = (0..all.len()).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(2_000 + seed));
     let mut tried: Vec<usize> = order.into_iter().take(BAYES.1).collect();
-    let known = |at: usize| mean(pool.seen(all[at]));
+    let known = |at: usize| median(pool.seen(all[at]));
     while tried.len() < BAYES.0.min(all.len()) {
         let process = Process::of(&places, &tried, &known, noise);
         let open = (0..all.len()).filter(|at| !tried.contains(at));

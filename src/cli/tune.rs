@@ -129,8 +129,8 @@ fn limits(args: &Args, setup: &Setup) -> Limits {
         // beside others on one GPU a share alone says nothing of an efficiency
         solo_rounds: match (setup.base.share_gpu, args.quick) {
             (true, _) => 0,
-            (false, true) => 2,
-            (false, false) => 4,
+            (false, true) => 3,
+            (false, false) => 5,
         },
         solo_launches: setup.base.shares.len(),
     }

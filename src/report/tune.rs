@@ -104,7 +104,7 @@ fn facts(result: &TuneResult) -> Vec<(String, String)> {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
     let rows = [
         ("Ranks", identity.world.to_string()),
-        ("Batch", format!("{} sequences of {} tokens", identity.batch, identity.context)),
+        ("Batch", format!("{} × {} tokens", identity.batch, identity.context)),
         ("NCCL", known(&identity.nccl)),
         ("Driver", known(&identity.driver)),
         ("Topology", identity.topology_sha256.chars().take(16).collect()),

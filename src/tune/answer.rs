@@ -170,8 +170,9 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
 /// What a result is bound to, in a line.
 fn bound(result: &TuneResult) -> String {
     let identity = &result.identity;
+    let sequences = if identity.batch == 1 { "sequence" } else { "sequences" };
     let mut words = vec![format!(
-        "{} with {} sequences of {} tokens on {} ranks",
+        "{} with {} {sequences} of {} tokens on {} ranks",
         identity.model, identity.batch, identity.context, identity.world
     )];
     words.extend(identity.nccl.as_ref().map(|version| format!("NCCL {version}")));
@@ -212,7 +213,11 @@ fn conf(result: &TuneResult, variables: &[(String, String)], config: &TrainConfi
     let mut lines: Vec<Line> = provenance(result, config).into_iter().map(Line::Remark).collect();
     lines.push(Line::Remark("copy to ~/.nccl.conf or /etc/nccl.conf, or name it in NCCL_CONF_FILE".into()));
     if variables.is_empty() {
-        lines.push(Line::Remark("nothing is set: NCCL's own choices are the best that was found".into()));
+        let why = match result.identity.device {
+            Device::Cpu => "nothing is set: CPU ranks use no NCCL",
+            Device::Cuda => "nothing is set: NCCL's own choices are the best that was found",
+        };
+        lines.push(Line::Remark(why.into()));
     }
     lines.extend(variables.iter().map(|(name, value)| Line::Set { name: name.clone(), value: value.clone() }));
     write_conf(&lines)

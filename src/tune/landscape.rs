@@ -119,6 +119,12 @@ impl<'a> Pool<'a> {
         self.judge.get(setting).map_or(&[], Vec::as_slice)
     }
 
+    /// Logarithms of all launches that the judge does not see.
+    #[must_use]
+    pub fn known(&self, setting: &Setting) -> Vec<f64> {
+        [&self.search, &self.confirm].into_iter().filter_map(|dealt| dealt.get(setting)).flatten().copied().collect()
+    }
+
     /// Logarithms of launches that a search sees.
     #[must_use]
     pub fn seen(&self, setting: &Setting) -> &[f64] {

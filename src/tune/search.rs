@@ -32,6 +32,9 @@ const HOPELESS: f64 = 0.3;
 /// The median of normal values scatters by so much more than their mean: √(π/2).
 const OF_MEDIAN: f64 = 1.2533;
 
+/// Of the pairs of a confirmation so large a share must be won, whatever the interval says.
+const AGREE: f64 = 0.75;
+
 /// Passes over all knobs, at most.
 const PASSES: usize = 3;
 
@@ -127,7 +130,7 @@ pub struct Confirmed {
     pub pairs: Vec<(Seconds, Seconds)>,
     /// Share of the default's step that it saves, with its interval over all looks.
     pub gain: Interval,
-    /// Whether the interval lies above 0.
+    /// Whether the interval lies above 0, and most pairs agree.
     pub accepted: bool,
 }
 
@@ -453,7 +456,9 @@ impl<S: Site> Hunt<'_, S> {
                 continue;
             }
             let gain = self.gain(&pairs, confidence);
-            let accepted = 0.0 < gain.low;
+            // where bursts of other programs rule, a few pairs can lie far apart and say nothing: most must agree
+            let ahead = pairs.iter().filter(|(first, second)| second < first).count();
+            let accepted = 0.0 < gain.low && AGREE * pairs.len() as f64 <= ahead as f64;
             seen = Some(Confirmed { setting: winner.clone(), pairs: pairs.clone(), gain, accepted });
             if accepted || gain.high < INDIFFERENT || !alive {
                 break;

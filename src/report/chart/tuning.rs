@@ -13,6 +13,9 @@ const ROWS_MAX: usize = 48;
 /// Height of a row.
 const ROW: f64 = 22.0;
 
+/// Readers without the chart's own font see wider letters; names of settings are long.
+const WIDER: f64 = 1.16;
+
 /// Steps of a cell in the unit of the chart.
 fn steps(cell: &TuneCell, unit: f64) -> Vec<f64> {
     cell.steps_s.iter().map(|step| step.0 / unit).collect()
@@ -44,7 +47,7 @@ pub(super) fn trials(result: &TuneResult, width: f64) -> Option<Scene> {
         Face::BODY.shortened(&result.identity.model, 160.0)
     );
     let (mut scene, top) = Scene::titled(width, "What was tried", &subtitle);
-    let widest = shown.iter().map(|cell| Face::SMALL.width(&cell.setting.to_string()) * 1.06).fold(0.0, f64::max);
+    let widest = shown.iter().map(|cell| Face::SMALL.width(&cell.setting.to_string()) * WIDER).fold(0.0, f64::max);
     let share = if width < NARROW_BELOW { 0.45 } else { 0.5 };
     let (left, right) = (EDGE + widest.min(width * share) + 12.0, width - EDGE - 8.0);
     let bottom = top + ROW * shown.len() as f64 + 6.0;
@@ -58,7 +61,7 @@ pub(super) fn trials(result: &TuneResult, width: f64) -> Option<Scene> {
         let taken = cell.setting == result.best.setting;
         let (face, ink) =
             if taken { (Face { bold: true, ..Face::SMALL }, Ink::Green) } else { (Face::SMALL, Ink::Blue) };
-        let text = face.shortened(&cell.setting.to_string(), (left - EDGE - 12.0) / 1.06);
+        let text = face.shortened(&cell.setting.to_string(), (left - EDGE - 12.0) / WIDER);
         scene.text((left - 10.0, y + 4.0), Align::End, face, Ink::Text, &text);
         let steps = steps(cell, unit);
         if steps.is_empty() {
