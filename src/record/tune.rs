@@ -131,7 +131,7 @@ pub enum TuneLine {
     /// First line: what was searched.
     Tune(Box<TuneHead>),
     /// One launch.
-    Launch(TuneTrial),
+    Launch(Box<TuneTrial>),
 }
 
 /// What was searched, and how.
@@ -257,7 +257,7 @@ impl TuneWriter {
     /// The launch has neither a step time nor a finding: a bug.
     pub fn trial(&mut self, trial: &TuneTrial) -> Result<(), RecordError> {
         assert!(trial.step_s.is_some() != trial.finding.is_some(), "a launch has a step time or a finding");
-        self.0.write(&TuneLine::Launch(trial.clone()))
+        self.0.write(&TuneLine::Launch(Box::new(trial.clone())))
     }
 }
 
@@ -281,7 +281,7 @@ pub fn read_tune_file(path: &Path) -> Result<TuneFile, RecordError> {
             TuneLine::Tune(_) => return Err(wrong(path, number, "a second `tune` line")),
             TuneLine::Launch(trial) => {
                 check_trial(&trial, file.trials.len()).map_err(|problem| wrong(path, number, &problem))?;
-                file.trials.push(trial);
+                file.trials.push(*trial);
             }
         }
     }

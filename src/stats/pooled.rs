@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn pairs_give_the_scatter_of_one_value() {
         // pairs at ±1 about their means: each value has variance 2 · 1² = 2
-        let pairs = vec![[9.0, 11.0]; 8];
+        let pairs = [[9.0, 11.0]; 8];
         let pooled = Pooled::of(pairs.iter().map(<[f64; 2]>::as_slice)).unwrap();
         assert!((pooled.deviation - 2.0_f64.sqrt()).abs() < 1e-12 && pooled.freedom == 8, "{pooled:?}");
         // t(0.975, 8) = 2.306004; two means of two: √(1/2 + 1/2)

@@ -325,13 +325,14 @@ fn ranks_disagree(ranks: &[RankFile]) -> Option<String> {
 
 /// In what a training differs from the same training with everything left alone.
 fn disagreement(reference: &[(f64, f64)], found: &[(f64, f64)]) -> Option<String> {
-    let far = |one: f64, other: f64, tolerance: f64| !((one - other).abs() <= tolerance * other.abs().max(1e-9));
+    // what is no number is far from all
+    let near = |one: f64, other: f64, tolerance: f64| (one - other).abs() <= tolerance * other.abs().max(1e-9);
     let both = || reference.iter().zip(found).enumerate();
-    let norm = both().take(1).find(|(_, (wanted, got))| far(got.1, wanted.1, NORM_TOLERANCE));
+    let norm = both().take(1).find(|(_, (wanted, got))| !near(got.1, wanted.1, NORM_TOLERANCE));
     if let Some((step, (wanted, got))) = norm {
         return Some(format!("the gradient norm of step {step} is {}, with everything left alone {}", got.1, wanted.1));
     }
-    let loss = both().find(|(_, (wanted, got))| far(got.0, wanted.0, LOSS_TOLERANCE));
+    let loss = both().find(|(_, (wanted, got))| !near(got.0, wanted.0, LOSS_TOLERANCE));
     loss.map(|(step, (wanted, got))| {
         format!("the loss of step {step} is {:.4}, with everything left alone {:.4}", got.0, wanted.0)
     })

@@ -146,7 +146,6 @@ fn largest(fit: &Fit) -> Result<Fit, CliError> {
 }
 
 /// Times a step, and plans launches of the length that the search wants; or what went wrong.
-#[expect(clippy::type_complexity, reason = "a plan with its warm-up, or a finding")]
 fn timed(
     args: &Args,
     session: &Session,
