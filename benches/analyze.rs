@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn plan() -> Result<Plan, Box<dyn Error>> {
-    let share = |index| Share { index, cpus: vec![index], numa_node: Some(0), gpu: None };
+    let share = |index| Share { index, cpus: vec![index], numa_node: Some(0), gpu: None, threads: None };
     Ok(Plan {
         schema: SCHEMA,
         rigscale: env!("CARGO_PKG_VERSION").into(),
@@ -91,6 +91,7 @@ fn plan() -> Result<Plan, Box<dyn Error>> {
         nccl: NcclSettings::default(),
         share_gpu: false,
         fields: Vec::new(),
+        tuned: None,
     })
 }
 

@@ -20,6 +20,7 @@
 //! - [`model`]: what is trained.
 //! - [`record`]: every file between rooms.
 //! - [`predict`]: what a machine should reach, and what would change it.
+//! - [`tune`]: settings that shorten the step, searched for and confirmed.
 //! - [`device`]: the only unsafe code; shared memory, affinity, CUDA and its kernels, NVML.
 //! - [`probe`]: asks a machine, makes a topology, judges it.
 //! - [`comm`]: how buffers move between ranks.
@@ -42,4 +43,5 @@ pub mod report;
 pub mod stats;
 pub mod topology;
 pub mod train;
+pub mod tune;
 pub mod units;

@@ -64,7 +64,8 @@ fn help_shows_where_to_start() {
     let (code, text, _) = run(&["--help"]);
     assert_eq!(code, 0);
     assert!(text.contains("Start here") && text.contains("qualify --quick") && !text.contains("  rank"), "{text}");
-    for command in ["qualify", "probe", "capture", "predict", "rules", "models", "train", "floor", "analyze", "report"]
+    for command in
+        ["qualify", "probe", "capture", "predict", "rules", "models", "train", "tune", "floor", "analyze", "report"]
     {
         let (code, help, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);

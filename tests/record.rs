@@ -23,7 +23,7 @@ fn head() -> RunHead {
         launch: 1,
         world: 2,
         rank: 0,
-        share: Share { index: 0, cpus: vec![0], numa_node: Some(0), gpu: None },
+        share: Share { index: 0, cpus: vec![0], numa_node: Some(0), gpu: None, threads: None },
         communicator: "shm".into(),
         started: "2026-11-23T08:09:10Z".parse().unwrap(),
         epoch_s: Seconds(12.5),
@@ -302,6 +302,7 @@ fn plan() -> Plan {
         nccl: NcclSettings::default(),
         share_gpu: false,
         fields: vec![Field { key: "order".into(), value: "yes".into() }],
+        tuned: None,
     }
 }
 

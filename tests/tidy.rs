@@ -13,6 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("record", &["topology", "model"]),
     ("predict", &["topology", "model", "record"]),
+    ("tune", &["topology", "model", "record", "predict"]),
     ("device", &["topology"]),
     ("probe", &["topology", "record", "device"]),
     ("comm", &["device"]),
@@ -22,7 +23,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("report", &["topology", "model", "record", "analyze"]),
     (
         "cli",
-        &["topology", "model", "record", "predict", "device", "probe", "comm", "train", "launch", "analyze", "report"],
+        &[
+            "topology", "model", "record", "predict", "tune", "device", "probe", "comm", "train", "launch", "analyze",
+            "report",
+        ],
     ),
 ];
 

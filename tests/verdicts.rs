@@ -51,7 +51,9 @@ fn plan() -> Plan {
         target: 0.9,
         worlds: vec![2],
         skipped: Vec::new(),
-        shares: (0..2).map(|index| Share { index, cpus: vec![index], numa_node: Some(0), gpu: None }).collect(),
+        shares: (0..2)
+            .map(|index| Share { index, cpus: vec![index], numa_node: Some(0), gpu: None, threads: None })
+            .collect(),
         config: TrainConfig {
             model: "llama-tiny".into(),
             shape,
@@ -87,6 +89,7 @@ fn plan() -> Plan {
         nccl: NcclSettings::default(),
         share_gpu: false,
         fields: Vec::new(),
+        tuned: None,
     }
 }
 

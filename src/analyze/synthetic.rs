@@ -326,7 +326,7 @@ fn plan(machine: &Machine, trials: Vec<Trial>) -> Plan {
         worlds: machine.worlds.iter().map(|world| world.ranks).collect(),
         skipped: Vec::new(),
         shares: (0..machine.solo_s.len())
-            .map(|index| Share { index, cpus: vec![index], numa_node: None, gpu: None })
+            .map(|index| Share { index, cpus: vec![index], numa_node: None, gpu: None, threads: None })
             .collect(),
         config: config(shape, machine.steps),
         why: Vec::new(),
@@ -342,6 +342,7 @@ fn plan(machine: &Machine, trials: Vec<Trial>) -> Plan {
         nccl: NcclSettings::default(),
         share_gpu: false,
         fields: Vec::new(),
+        tuned: None,
     }
 }
 

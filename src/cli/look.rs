@@ -39,6 +39,14 @@ pub(super) enum LookError {
     Record(#[from] RecordError),
 }
 
+/// The variables of NCCL in this environment, which every rank inherits.
+pub(super) fn nccl_variables() -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    };
+    std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("NCCL_")).collect()
+}
+
 impl Look {
     /// A topology judged.
     pub(super) fn of(topology: Topology, transcript: Option<String>) -> Self {

@@ -19,6 +19,7 @@ mod report;
 mod rules;
 mod session;
 mod train;
+mod tune;
 mod verdict;
 mod worker;
 mod workload;
@@ -64,6 +65,7 @@ enum Command {
     Models(models::Args),
     Measure(measure::Args),
     Train(train::Args),
+    Tune(Box<tune::Args>),
     Worker(worker::Args),
     Floor(floor::Args),
     Analyze(analyze::Args),
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Models(args) => models::run(args, &out),
         Command::Measure(args) => measure::run(args, &out),
         Command::Train(args) => train::run(args, &out),
+        Command::Tune(args) => tune::run(args, &out),
         Command::Worker(args) => worker::run(args, &out),
         Command::Floor(args) => floor::run(args, &out),
         Command::Analyze(args) => analyze::run(args, &out),

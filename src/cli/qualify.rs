@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use crate::launch::{Launched, Wanted, extended, plan};
-use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, write_yaml};
+use crate::launch::{Fit, Launched, Wanted, extended, plan};
+use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, Tuned, read_yaml, write_yaml};
+use crate::tune::apply;
 use crate::units::Seconds;
 
 use super::progress::launch;
 use super::session::{Session, interruptible, once};
+use super::tune::{identity, installed_nccl, placed};
 use super::verdict::{Shown, analyze_folder, exit_of, write_report};
-use super::workload::Workload;
+use super::workload::{SAID_BY_PLAN, Workload};
 use super::{CliError, Exit, Output};
 
 /// Says with evidence whether this machine scales data-parallel training
@@ -24,6 +26,7 @@ use super::{CliError, Exit, Output};
 Examples:
   rigscale qualify --quick                     a first verdict in under 3 minutes
   rigscale qualify --world 1,2 --target 0.95   another target
+  rigscale qualify --plan reports/tuned/plan.yaml     the settings that `rigscale tune` found
   rigscale qualify --field order=A1234 -o reports/A1234
 
 Exit codes: 0 pass, 1 rigscale failed, 2 usage, 3 below target, 4 fault, 5 hang, 6 inconclusive or not gradable")]
@@ -34,6 +37,11 @@ pub(super) struct Args {
     /// Run folder to create; `reports/<UTC time>_<machine>` if not given
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    /// Train as this plan says, such as the plan.yaml of `rigscale tune`, instead of what flags say; launches, time and
+    /// target stay those of this command
+    #[arg(long, value_name = "FILE", conflicts_with_all = SAID_BY_PLAN)]
+    plan: Option<PathBuf>,
 
     /// Efficiency that has to be reached
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = parse_target)]
@@ -65,18 +73,25 @@ pub(super) struct Args {
 /// # Errors
 /// See [`CliError`]; a machine that does not scale is a verdict, not an error.
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
-    let session = Session::open(&args.workload, args.out.as_deref(), out)?;
+    let given = args.plan.as_deref().map(read_yaml::<Plan>).transpose()?;
+    let workload = given.as_ref().map_or_else(|| args.workload.clone(), |plan| args.workload.of_plan(plan));
+    let mut session = Session::open(&workload, args.out.as_deref(), out)?;
     session.announce(out);
+    let mut wanted = wanted(args, &workload, session.device)?;
+    let tuned = given.and_then(|plan| plan.tuned);
+    if let Some(tuned) = &tuned {
+        take_settings(tuned, &mut session, &mut wanted, out)?;
+    }
     let stop = interruptible()?;
     let remark = once(out);
     let launcher = session.launcher(stop, &remark);
-    let wanted = wanted(args, session.device)?;
     let now = jiff::Timestamp::now();
-    let draft = plan(&wanted, &session.fit, Seconds(1.0), now);
+    let plan = |wanted: &Wanted, fit: &Fit, step| Plan { tuned: tuned.clone(), ..plan(wanted, fit, step, now) };
+    let draft = plan(&wanted, &session.fit, Seconds(1.0));
     out.remark("timing a step, so that the plan fits its budget");
     let calibration = launcher.calibrate(&draft)?;
     // where the first steps fail, the draft stands in the folder for what would have been launched
-    let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step, now));
+    let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step));
     write_yaml(&session.folder.plan(), &plan)?;
     announce(&plan, out);
     let mut end = match calibration {
@@ -107,29 +122,50 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     Ok(exit_of(analysis.verdict.outcome))
 }
 
-fn wanted(args: &Args, device: Device) -> Result<Wanted, CliError> {
+fn wanted(args: &Args, workload: &Workload, device: Device) -> Result<Wanted, CliError> {
     let launches = args.launches.unwrap_or(if args.quick { 3 } else { 5 });
     let budget = args.budget.unwrap_or(if args.quick { Seconds(120.0) } else { Seconds(900.0) });
-    let config = args.workload.config(device)?;
+    let config = workload.config(device)?;
     let order_seed = config.seed;
     Ok(Wanted {
         device,
-        grade: match device {
-            Device::Cpu => Grade::CpuRanks,
-            Device::Cuda if args.workload.share_gpu => Grade::Ungraded,
-            Device::Cuda => Grade::Provisional,
-        },
+        grade: grade(device, workload.share_gpu),
         config,
         arms: vec![Arm::Solo, Arm::Together, Arm::Ddp],
         target: args.target,
         launches,
         extension: args.extend,
         budget,
-        nccl: args.workload.nccl(),
-        share_gpu: args.workload.share_gpu,
+        nccl: workload.nccl(),
+        share_gpu: workload.share_gpu,
         fields: args.field.clone(),
         order_seed,
     })
+}
+
+/// Places ranks as the tuner did, names its setting on the sheet, and warns where it was found elsewhere.
+fn take_settings(tuned: &Tuned, session: &mut Session, wanted: &mut Wanted, out: &Output) -> Result<(), CliError> {
+    let applied = apply(&tuned.setting, &wanted.config, &wanted.nccl);
+    let applied = applied.map_err(|error| CliError::Usage(format!("--plan: {error}")))?;
+    session.fit.shares = placed(&session.fit.shares, &applied);
+    let setting = tuned.setting.to_string();
+    out.remark(format!("settings of the plan: {setting}"));
+    wanted.fields.push(Field { key: "Tuned".into(), value: setting });
+    let here = identity(wanted, session, installed_nccl(session.device)?);
+    for difference in tuned.identity.differences(&here) {
+        out.remark(format!("warning: the plan was tuned elsewhere: {difference}"));
+        wanted.fields.push(Field { key: "Tuned elsewhere".into(), value: difference });
+    }
+    Ok(())
+}
+
+/// What a verdict may be called.
+pub(super) fn grade(device: Device, share_gpu: bool) -> Grade {
+    match device {
+        Device::Cpu => Grade::CpuRanks,
+        Device::Cuda if share_gpu => Grade::Ungraded,
+        Device::Cuda => Grade::Provisional,
+    }
 }
 
 fn announce(plan: &Plan, out: &Output) {
@@ -141,7 +177,7 @@ fn announce(plan: &Plan, out: &Output) {
     }
 }
 
-fn parse_target(text: &str) -> Result<f64, String> {
+pub(super) fn parse_target(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(target) if (0.01..=1.0).contains(&target) => Ok(target),
         _ => Err("an efficiency is between 0.01 and 1, as in --target 0.9".into()),
@@ -158,7 +194,7 @@ fn parse_field(text: &str) -> Result<Field, String> {
 }
 
 /// `90s`, `15m` or `2h`: without a unit nobody knows which was meant.
-fn parse_duration(text: &str) -> Result<Seconds, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Seconds, String> {
     let digits = text.strip_suffix(['s', 'm', 'h']).unwrap_or_default();
     let factor = match &text[digits.len()..] {
         "h" => 3600.0,

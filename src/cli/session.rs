@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::cuda::cuda_gpus;
 use crate::launch::{Fit, GpuPlace, Launcher, cpu_shares, gpu_shares};
-use crate::record::{DataSource, Device, RunFolder};
+use crate::record::{DataSource, Device, RecordError, RunFolder};
 use crate::topology::{PciAddress, Topology};
 
 use super::look::Look;
@@ -39,6 +39,26 @@ impl Session {
     /// # Errors
     /// The device cannot be trained on, the folder not written, or the machine not look.
     pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
+        let create = |topology: &Topology| match place {
+            Some(place) => RunFolder::create_at(place),
+            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(topology)),
+        };
+        Self::open_in(workload, create, out)
+    }
+
+    /// The same into a folder that is there already, with what it holds.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(super) fn reopen(workload: &Workload, place: &Path, out: &Output) -> Result<Self, CliError> {
+        Self::open_in(workload, |_| Ok(RunFolder::at(place)), out)
+    }
+
+    fn open_in(
+        workload: &Workload,
+        folder: impl FnOnce(&Topology) -> Result<RunFolder, RecordError>,
+        out: &Output,
+    ) -> Result<Self, CliError> {
         let config = workload.config(Device::Cpu)?;
         if let DataSource::File { path, .. } = &config.data {
             File::open(path).map_err(|error| CliError::Usage(format!("--data {path}: {error}")))?;
@@ -58,10 +78,7 @@ impl Session {
             let why: Vec<&str> = fit.skipped.iter().map(|skipped| skipped.why.as_str()).collect();
             return Err(CliError::Usage(format!("--world: nothing that was asked for fits: {}", why.join("; "))));
         }
-        let folder = match place {
-            Some(place) => RunFolder::create_at(place)?,
-            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(&look.topology))?,
-        };
+        let folder = folder(&look.topology)?;
         look.write(folder.path())?;
         Ok(Self { folder, device, fit, topology: look.topology })
     }

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::model::{UnknownModel, preset};
-use crate::record::{DataSource, Device, NcclSettings, Precision, TrainConfig};
+use crate::record::{DataSource, Device, NcclSettings, Plan, Precision, TrainConfig};
 use crate::units::Bytes;
 
 /// More ranks than this are no workstation.
@@ -112,7 +112,36 @@ pub(super) struct Workload {
     /// never
     #[arg(long, value_name = "STEPS", default_value_t = 50)]
     checksum_every: u32,
+
+    /// A plan that says all this instead of flags.
+    #[arg(skip)]
+    given: Option<Box<Plan>>,
 }
+
+/// Flags that a plan says instead.
+pub(super) const SAID_BY_PLAN: [&str; 21] = [
+    "world",
+    "device",
+    "share_gpu",
+    "nccl",
+    "model",
+    "batch",
+    "context",
+    "accumulate",
+    "recompute",
+    "deterministic",
+    "data",
+    "token_bytes",
+    "seed",
+    "learning_rate",
+    "weight_decay",
+    "clip_norm",
+    "bucket_mib",
+    "first_bucket_mib",
+    "reduce_dtype",
+    "zero",
+    "checksum_every",
+];
 
 /// What gradients are summed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -157,8 +186,26 @@ impl Compute {
 }
 
 impl Workload {
+    /// The same training as a plan's, at its numbers of ranks; GPUs and steps stay as flags say.
+    #[must_use]
+    pub(super) fn of_plan(&self, plan: &Plan) -> Self {
+        Self {
+            world: plan.worlds.iter().copied().chain(plan.skipped.iter().map(|skipped| skipped.world)).collect(),
+            device: match plan.device {
+                Device::Cpu => Compute::Cpu,
+                Device::Cuda => Compute::Cuda,
+            },
+            share_gpu: plan.share_gpu,
+            given: Some(Box::new(plan.clone())),
+            ..self.clone()
+        }
+    }
+
     /// What NCCL is told.
     pub(super) fn nccl(&self) -> NcclSettings {
+        if let Some(plan) = &self.given {
+            return plan.nccl.clone();
+        }
         let mut settings = NcclSettings::default();
         for (name, value) in &self.nccl {
             match field(&mut settings, name) {
@@ -174,6 +221,9 @@ impl Workload {
     /// # Errors
     /// No preset has that name.
     pub(super) fn config(&self, device: Device) -> Result<TrainConfig, UnknownModel> {
+        if let Some(plan) = &self.given {
+            return Ok(TrainConfig { steps: self.steps.unwrap_or(0) as usize, ..plan.config.clone() });
+        }
         let (model, batch, context, precision) = match device {
             Device::Cpu => ("llama-15m", 1, 128, Precision::F32),
             Device::Cuda => ("llama-125m", 8, 2048, Precision::Bf16),

@@ -236,7 +236,7 @@ fn cpu_share(cores: &[Core], (place, parts): (usize, usize)) -> Share {
     cpu_shares(cores, &[parts]).shares.get(place).cloned().unwrap_or_else(|| {
         let mut cpus: Vec<usize> = cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
         cpus.sort_unstable();
-        Share { index: 0, cpus, numa_node: None, gpu: None }
+        Share { index: 0, cpus, numa_node: None, gpu: None, threads: None }
     })
 }
 

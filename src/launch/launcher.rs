@@ -106,6 +106,15 @@ impl Launcher<'_> {
         Ok(end)
     }
 
+    /// Runs one trial of a plan into its folder, whatever else the plan holds; `step` hears of the steps that every rank has
+    /// done. `launch.json` is left alone.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub fn one(&self, plan: &Plan, trial: &Trial, step: &mut dyn FnMut(usize)) -> Result<Launched, LaunchError> {
+        self.run(plan, trial, &self.folder.trial(&trial.name), step).map(Launched::from)
+    }
+
     /// Times a step with all shares at work and no exchange, in `calibration/`, so that a plan can fill its budget.
     ///
     /// # Errors

@@ -103,6 +103,7 @@ pub fn plan(wanted: &Wanted, fit: &Fit, step_estimate: Seconds, now: jiff::Times
         trials,
         limits: limits(wanted.device, step_estimate, steps),
         fields: wanted.fields.clone(),
+        tuned: None,
     }
 }
 

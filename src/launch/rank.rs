@@ -317,7 +317,8 @@ fn training(
             (Reducer::threaded(shm)?, buckets)
         }
     };
-    let trainer = Trainer::new(&head.config, data, head.share.cpus.len(), reducer, buckets)?;
+    let threads = head.share.threads.unwrap_or(head.share.cpus.len());
+    let trainer = Trainer::new(&head.config, data, threads, reducer, buckets)?;
     Ok(Training::Cpu(Box::new(trainer)))
 }
 

@@ -64,7 +64,7 @@ pub fn gpu_shares(gpus: &[GpuPlace], cores: &[Core], worlds: &[usize], shared: b
         let beside = |other: &GpuPlace| other.numa_node == numa_node;
         let place = places[..index].iter().filter(|other| beside(other)).count();
         let cpus = part_of_node(cores, numa_node, place, places.iter().filter(|other| beside(other)).count());
-        Share { index, cpus, numa_node, gpu: Some(address.to_string()) }
+        Share { index, cpus, numa_node, gpu: Some(address.to_string()), threads: None }
     };
     Fit { shares: (0..places.len()).map(share).collect(), worlds: fitting, skipped }
 }
@@ -115,7 +115,13 @@ fn share(index: usize, cores: &[&Core]) -> Share {
     let node = cores[0].numa_node;
     let mut cpus: Vec<usize> = cores.iter().flat_map(|core| core.cpus.iter().copied()).collect();
     cpus.sort_unstable();
-    Share { index, cpus, numa_node: node.filter(|_| cores.iter().all(|core| core.numa_node == node)), gpu: None }
+    Share {
+        index,
+        cpus,
+        numa_node: node.filter(|_| cores.iter().all(|core| core.numa_node == node)),
+        gpu: None,
+        threads: None,
+    }
 }
 
 /// Which shares a world uses: evenly spread from the first to the last, so that a smaller world spans the machine

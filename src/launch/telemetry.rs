@@ -365,8 +365,13 @@ mod tests {
 
     #[test]
     fn each_gpu_of_a_trial_is_watched_once_and_cpus_not_at_all() {
-        let share =
-            |index, gpu: Option<&str>| Share { index, cpus: vec![index], numa_node: None, gpu: gpu.map(str::to_owned) };
+        let share = |index, gpu: Option<&str>| Share {
+            index,
+            cpus: vec![index],
+            numa_node: None,
+            gpu: gpu.map(str::to_owned),
+            threads: None,
+        };
         let trial = |shares: &[usize]| Trial { name: "t".into(), launch: 1, arm: Arm::Together, shares: shares.into() };
         let shares = [share(0, Some("b")), share(1, Some("a")), share(2, Some("b")), share(3, None)];
         assert_eq!(gpus(&shares, &trial(&[0, 2, 1])), ["b", "a"]);

@@ -206,7 +206,8 @@ impl Training {
     }
 
     /// The buckets. The backward pass runs the parameters in reverse; each takes time as its matrix is large.
-    pub(super) fn buckets(&self) -> Vec<BucketWork> {
+    #[must_use]
+    pub fn buckets(&self) -> Vec<BucketWork> {
         let (parameters, element) = (self.shape.parameters(), self.precision.element_bytes());
         let layout = BucketLayout::new(&parameters, self.first_bucket, self.bucket, element);
         let weight = |index: usize| match parameters[index].role {

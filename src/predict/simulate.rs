@@ -112,7 +112,7 @@ impl Simulation<'_> {
             .map(|(index, (host, seat))| {
                 let slot = &largest.nodes[seat.node].name;
                 let gpu = if self.hosts() == 1 { slot.clone() } else { format!("host-{host}/{slot}") };
-                Share { index, cpus: Vec::new(), numa_node: None, gpu: Some(gpu) }
+                Share { index, cpus: Vec::new(), numa_node: None, gpu: Some(gpu), threads: None }
             })
             .collect();
         let tokens = (training.batch * training.context * training.accumulate) as f64;
@@ -145,6 +145,7 @@ impl Simulation<'_> {
                 stop_s: Seconds(2.0),
             },
             fields: self.fields(largest),
+            tuned: None,
         }
     }
 

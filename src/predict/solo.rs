@@ -41,6 +41,13 @@ impl Solo {
         Ok(Self::mean(&steps, files.plan.config.accumulate))
     }
 
+    /// The mean of steps of a rank that computed alone; none of no steps.
+    #[must_use]
+    pub fn of_steps(steps: &[Step], accumulate: usize) -> Option<Self> {
+        let steps: Vec<&Step> = steps.iter().collect();
+        (!steps.is_empty()).then(|| Self::mean(&steps, accumulate))
+    }
+
     /// The mean of steps.
     fn mean(steps: &[&Step], accumulate: usize) -> Self {
         let over = |of: fn(&Step) -> Seconds| mean(&steps.iter().map(|step| of(step).0).collect::<Vec<_>>());

@@ -1,14 +1,14 @@
 //! Files of lines, each a JSON record: written line by line as things happen, read one line at a time.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::file::{json, open_regular, refuse_not_finite};
+use super::file::{json, open_regular, read_text, refuse_not_finite};
 use super::{RecordError, SCHEMA};
 
 /// No line is longer: the longest is the head of a rank file, with one number for each CPU of the rank.
@@ -36,6 +36,19 @@ impl LineFile {
             source,
         })?;
         Ok(Self { path: path.into(), file, line: Vec::new(), written: 0, limit })
+    }
+
+    /// Opens a file that is there, to write behind its last whole line; what follows that is cut off.
+    ///
+    /// # Errors
+    /// [`RecordError::File`]; it is no regular file, or larger than `limit`.
+    pub(super) fn go_on(path: &Path, limit: u64) -> Result<Self, RecordError> {
+        let fail = |source| RecordError::File { attempt: "write", path: path.into(), source };
+        let text = read_text(path, limit)?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1) as u64;
+        let mut file = File::options().write(true).open(path).map_err(fail)?;
+        file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0))).map_err(fail)?;
+        Ok(Self { path: path.into(), file, line: Vec::new(), written: whole, limit })
     }
 
     /// Writes one line.

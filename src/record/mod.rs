@@ -19,6 +19,7 @@ mod manifest;
 mod plan;
 mod run;
 mod schema;
+mod tune;
 
 pub use analysis::*;
 pub use error::RecordError;
@@ -34,6 +35,7 @@ pub use manifest::Manifest;
 pub use plan::*;
 pub use run::*;
 pub use schema::schemas;
+pub use tune::*;
 
 /// The schema that this version writes in every file. Older ones are upgraded on reading, newer ones refused.
 pub const SCHEMA: u32 = 1;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Seconds};
 
-use super::{Arm, Device, NcclSettings, Share, TrainConfig};
+use super::{Arm, Device, NcclSettings, Share, TrainConfig, Tuned};
 
 /// Everything that the launcher needs to know. It makes no choices of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,6 +61,9 @@ pub struct Plan {
     /// Lines for the sheet, as given with `--field key=value`.
     #[serde(default)]
     pub fields: Vec<Field>,
+    /// Where the tuner wrote this plan: what it found, and what that is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
 }
 
 /// What a verdict of this plan may be called.

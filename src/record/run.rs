@@ -162,6 +162,9 @@ pub struct Share {
     /// PCI address of its GPU; none on the CPU device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
+    /// Threads of the rank's arithmetic on the CPU device; none: one for each of its CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
 }
 
 /// Everything that shapes a training.

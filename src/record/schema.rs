@@ -4,7 +4,7 @@ use schemars::{Schema, schema_for};
 
 use crate::topology::Topology;
 
-use super::{Analysis, Findings, GpuLine, Line, LinkLine, Manifest, Plan};
+use super::{Analysis, Findings, GpuLine, Line, LinkLine, Manifest, Plan, TuneLine, TuneResult};
 
 /// Name (of the file under `schemas/`) and JSON schema of each record.
 #[must_use]
@@ -18,5 +18,7 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("plan", schema_for!(Plan)),
         ("rank-line", schema_for!(Line)),
         ("topology", schema_for!(Topology)),
+        ("tune", schema_for!(TuneResult)),
+        ("tune-line", schema_for!(TuneLine)),
     ]
 }

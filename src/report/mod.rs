@@ -9,10 +9,12 @@ mod page;
 mod summary;
 mod template;
 mod text;
+mod tune;
 mod worlds;
 
 pub use chart::{PaintError, VARIANTS_MAX, Variant, Variants};
 pub use summary::Summary;
+pub use tune::tune_page;
 
 use thiserror::Error;
 

@@ -8,15 +8,22 @@ use super::ReportError;
 use super::junit::Suite;
 use super::page::Page;
 use super::text;
+use super::tune::TunePage;
 
 const HTML: (&str, &str) = ("report.html", include_str!("report.html.jinja"));
 const CSS: (&str, &str) = ("report.css", include_str!("report.css"));
+const TUNE: (&str, &str) = ("tune.html", include_str!("tune.html.jinja"));
 const MARKDOWN: (&str, &str) = ("report.md", include_str!("report.md.jinja"));
 const JUNIT: (&str, &str) = ("junit.xml", include_str!("junit.xml.jinja"));
 
 /// `report.html`: one page without a single request.
 pub(super) fn html(page: &Page, dark_rules: &str) -> Result<String, ReportError> {
     filled(HTML, context! { page => Serde(page), dark_rules })
+}
+
+/// `tune.html`: the same for the answer of a tuner.
+pub(super) fn tune(page: &TunePage, dark_rules: &str) -> Result<String, ReportError> {
+    filled(TUNE, context! { page => Serde(page), dark_rules })
 }
 
 /// `report.md`.

@@ -221,6 +221,7 @@ pub(crate) fn rich() -> Analysis {
         cpus: vec![index * 4, index * 4 + 1, index * 4 + 2, index * 4 + 3],
         numa_node: Some(index as u32 / 2),
         gpu: None,
+        threads: None,
     };
     Analysis {
         schema: SCHEMA,

@@ -176,8 +176,19 @@ fn lint(topology: &Topology, name: &str, expected: &str, check: impl Fn(&str) ->
 
 pub(super) fn ll128_forced(topology: &Topology) -> Vec<Breach> {
     let expected = "NCCL's own choice, which never takes LL128 over PCIe (NCCL documentation, NCCL_PROTO)";
-    lint(topology, "NCCL_PROTO", expected, |value| {
-        !value.starts_with('^') && value.to_ascii_uppercase().contains("LL128")
+    lint(topology, "NCCL_PROTO", expected, forces_ll128)
+}
+
+/// Whether a value of `NCCL_PROTO` allows LL128: a list that begins with `^` names what is not allowed; since 2.24 a list
+/// for each function may follow, `ring;allreduce:^ll`.
+fn forces_ll128(value: &str) -> bool {
+    value.split(';').any(|part| {
+        let list = part.split_once(':').map_or(part, |(_, list)| list).trim();
+        let named = |list: &str| list.split(',').any(|one| one.trim().eq_ignore_ascii_case("ll128"));
+        match list.strip_prefix('^') {
+            Some(without) => !without.trim().is_empty() && !named(without),
+            None => named(list),
+        }
     })
 }
 
@@ -294,5 +305,29 @@ pub(super) fn simple_order(topology: &Topology) -> Vec<Breach> {
             expected,
         }],
         false => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_allows_ll128_is_found() {
+        let rows = [
+            ("LL128", true),
+            ("LL,LL128,Simple", true),
+            ("ll128", true),
+            ("Simple;allreduce:LL128", true),
+            ("^LL", true),
+            ("^LL128", false),
+            ("^LL,LL128", false),
+            ("Simple", false),
+            ("LL", false),
+            ("", false),
+        ];
+        for (value, forced) in rows {
+            assert_eq!(forces_ll128(value), forced, "{value}");
+        }
     }
 }

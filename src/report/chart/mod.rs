@@ -10,9 +10,10 @@ mod phases;
 mod scene;
 mod throughput;
 mod timeline;
+mod tuning;
 mod variants;
 
-use crate::record::{Analysis, Arm, Device};
+use crate::record::{Analysis, Arm, Device, TuneResult};
 use crate::topology::Topology;
 
 pub use paint::PaintError;
@@ -124,6 +125,37 @@ pub(super) fn variants(variants: &Variants) -> Result<(String, Vec<u8>), PaintEr
     }
     let scene = variants::scene(variants, WIDE);
     Ok((paint::svg_file(&scene)?, paint::png(&scene)?))
+}
+
+/// Draws the scene of a tuner's answer at a width; none where it holds nothing to draw.
+type DrawTuning = fn(&TuneResult, f64) -> Option<Scene>;
+
+/// The charts of a tuner's answer.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn tuning(result: &TuneResult) -> Result<Vec<Chart>, PaintError> {
+    const ALL: [(&str, DrawTuning, &str); 2] = [
+        (
+            "trials",
+            tuning::trials,
+            "Settings in the order in which the search came to them, the default first; green is the one that is taken. \
+             Launches of the confirmation are not among the dots.",
+        ),
+        (
+            "buckets",
+            tuning::buckets,
+            "Settings that differ in the bucket size alone. Small buckets leave sooner, large ones cost fewer launches.",
+        ),
+    ];
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let drawn = ALL.iter().filter_map(|(name, draw, caption)| {
+        let (wide, narrow) = (draw(result, WIDE)?, draw(result, NARROW)?);
+        Some(painted(name, caption, &wide, &narrow))
+    });
+    drawn.collect()
 }
 
 fn painted(name: &'static str, caption: &'static str, wide: &Scene, narrow: &Scene) -> Result<Chart, PaintError> {
