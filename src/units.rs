@@ -269,6 +269,21 @@ pub fn grouped(value: f64) -> String {
     if value < 0.0 { format!("-{text}") } else { text }
 }
 
+/// A quantity with how far it scatters, in its own unit and digits: `25.1 ±0.2 GB/s`. `share` is the scatter over the
+/// quantity; what is no plain number with a unit is left as it is.
+#[must_use]
+pub fn scattered(quantity: impl fmt::Display, share: f64) -> String {
+    let text = quantity.to_string();
+    let parts = text.split_once(' ').and_then(|(number, unit)| Some((number, number.parse::<f64>().ok()?, unit)));
+    match parts.filter(|(.., unit)| !unit.contains(' ')) {
+        Some((number, value, unit)) => {
+            let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+            format!("{number} ±{:.decimals$} {unit}", (value * share).abs())
+        }
+        None => text,
+    }
+}
+
 /// A large count in words: `15.3 million`, `1.24 billion`.
 #[must_use]
 pub fn in_words(count: u64) -> String {
@@ -306,6 +321,9 @@ mod tests {
         for (quantity, text) in rows {
             assert_eq!(quantity.to_string(), *text);
         }
+        assert_eq!(scattered(BytesPerSecond(25.1e9), 0.01), "25.1 ±0.3 GB/s");
+        assert_eq!(scattered(Seconds(3.2e-6), 0.5), "3.20 ±1.60 µs");
+        assert_eq!(scattered(Seconds(125.0), 0.1), "2 min 05 s");
         assert_eq!(grouped(-1234567.0), "-1,234,567");
         assert_eq!(in_words(15_340_000), "15.3 million");
     }

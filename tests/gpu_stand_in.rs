@@ -178,34 +178,53 @@ fn a_start_says_what_it_chose_and_a_damaged_cache_is_made_again() {
 fn a_gpu_that_is_lost_in_a_step_is_a_fault_in_its_own_words() {
     let folder = tempfile::tempdir().unwrap();
     libraries(folder.path(), MEMORY, 100);
-    let output = train(folder.path(), "run", &["--model", "llama-tiny", "--batch", "2", "--context", "64"]);
+    let output = train(folder.path(), "run", &["--model", "llama-tiny", "--batch", "2"]);
     let text = said(&output);
     assert_eq!(output.status.code(), Some(4), "{text}");
     assert!(text.contains("700") && text.contains("launch ") && !text.contains("read the weights"), "{text}");
+}
+
+/// A short qualification on the GPU that is not there, into `run`.
+fn qualify(folder: &Path, more: &[&str]) -> Output {
+    let mut command = rigscale(folder);
+    command.args(["qualify", "--quick", "--device", "cuda", "--model", "llama-tiny", "--batch", "2"]);
+    command.args(["--context", "64", "--steps", "24"]).args(more).arg("-o").arg(folder.join("run")).output().unwrap()
 }
 
 #[test]
 fn a_qualification_on_one_gpu_grades_nothing() {
     let folder = tempfile::tempdir().unwrap();
     libraries(folder.path(), MEMORY, u64::MAX);
-    let mut command = rigscale(folder.path());
-    command.args([
-        "qualify",
-        "--quick",
-        "--device",
-        "cuda",
-        "--model",
-        "llama-tiny",
-        "--batch",
-        "2",
-        "--context",
-        "64",
-    ]);
-    let output = command.args(["--steps", "24", "-o"]).arg(folder.path().join("run")).output().unwrap();
+    let output = qualify(folder.path(), &["--no-measure"]);
     let text = said(&output);
     assert_eq!(output.status.code(), Some(6), "{text}");
+    let sheet = fs::read_to_string(folder.path().join("run/report.html")).unwrap();
+    assert!(sheet.contains("Links were not measured (--no-measure)"), "the sheet says so");
     assert!(text.contains("2 ranks need 2 GPUs; this process may use 1"), "{text}");
     assert!(folder.path().join("run/report.html").exists(), "{text}");
+}
+
+/// Copies of a GPU that is not there deliver nothing, which the measurement sees before anything trains.
+#[test]
+fn a_qualification_measures_the_links_and_what_they_show_is_evidence() {
+    let folder = tempfile::tempdir().unwrap();
+    libraries(folder.path(), MEMORY, u64::MAX);
+    let run = folder.path().join("run");
+    let output = qualify(folder.path(), &[]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(run.join(name)).unwrap()).unwrap()
+    };
+    let analysis = json("analysis.json");
+    let found = |finding: &serde_json::Value| finding["code"] == "link-wrong-data" && finding["severity"] == "fault";
+    assert!(analysis["findings"].as_array().unwrap().iter().any(found), "{text}");
+    let hashes = &json("manifest.json")["sha256"];
+    assert!(hashes["links.jsonl"].is_string() && hashes["measure.json"].is_string(), "{hashes}");
+    let sheet = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(sheet.contains("host → 0000:41:00.0") && sheet.contains("Links were measured before the training"));
+    let (_, lines) = rigscale::record::read_links(&run.join("links.jsonl")).unwrap();
+    assert!(lines.iter().any(|line| matches!(line, rigscale::record::LinkLine::Copy(_))), "{text}");
 }
 
 /// The body of a collective that writes a line for each call beside NCCL's log: its name, elements and type. `operation` is

@@ -6,7 +6,7 @@ mod fixture;
 use std::collections::BTreeMap;
 
 use rigscale::record::{Analysis, Interval, Outcome};
-use rigscale::report::{Rendered, ReportError, Summary, render};
+use rigscale::report::{Beside, Rendered, ReportError, Summary, render, render_with};
 use rigscale::units::{Seconds, TokensPerSecond};
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -370,4 +370,28 @@ fn pages_read_as_recorded() {
     for (name, run) in [("rich", fixture::rich()), ("failing", fixture::failing()), ("empty", fixture::empty())] {
         insta::assert_snapshot!(format!("summary_{name}"), Summary { analysis: &run, colour: false }.to_string());
     }
+}
+
+#[test]
+fn measured_links_are_shown_as_tables_and_a_chart() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/measured");
+    let run = fixture::rich();
+    let report = |name: &str| {
+        let (head, lines) = rigscale::record::read_links(&root.join(name).join("links.jsonl")).expect("links");
+        render_with(&[&run], Beside { machine: None, links: Some((&head, &lines)) }).expect("a report")
+    };
+    let peers = report("peers-faster");
+    for page in ["report.html", "report.md"] {
+        let page = text(&peers, page);
+        assert!(page.contains("NCCL_P2P_LEVEL=SYS") || page.contains("NCCL\\_P2P\\_LEVEL=SYS"), "{page}");
+        assert!(page.contains("39.3 ±0.2 GB") && page.contains("Gen1 x16"), "at rest beside under load");
+    }
+    assert!(parsed(text(&peers, "charts/links.svg")).root_element().has_children());
+    assert!(text(&peers, "report.html").contains("Measured before the training"));
+    let bridged = report("nvlink-bridge");
+    assert!(text(&bridged, "report.html").contains("NVLink"), "a bridged pair is no PCIe result");
+    assert!(text(&report("false-grant"), "report.html").contains(">wrong<"), "wrong data are not hidden");
+    let bare = rendered(&run);
+    assert!(bare.files.iter().all(|(name, _)| name != "charts/links.svg"));
+    assert!(!text(&bare, "report.html").contains("link-rates"), "nothing is said where nothing was measured");
 }

@@ -182,7 +182,7 @@ fn end(reason: EndReason) -> RunEnd {
 
 fn write_findings(path: &Path, findings: Vec<Finding>) {
     let rigscale = env!("CARGO_PKG_VERSION").into();
-    write_json(path, &Findings { schema: SCHEMA, rigscale, findings }).unwrap();
+    write_json(path, &Findings { schema: SCHEMA, rigscale, findings, unjudged: Vec::new() }).unwrap();
 }
 
 fn finding(code: &str, severity: Severity) -> Finding {

@@ -65,6 +65,12 @@ pub(super) enum CliError {
         "`rigscale train --device cpu` trains on the cores of the host: it tests method and program, and says nothing about GPUs"
     ))]
     Cuda(#[from] CudaError),
+    /// No GPU can be measured.
+    #[error("could not use a GPU")]
+    #[diagnostic(help(
+        "`rigscale probe` shows which GPUs this machine has, who holds them and what is wrong with them"
+    ))]
+    Unmeasurable(#[source] CudaError),
     /// stdout or the signal handler.
     #[error("could not {attempt}")]
     Terminal {
@@ -93,7 +99,7 @@ impl CliError {
             Self::Launch(LaunchError::Train(TrainError::Diverged { .. })) => Exit::Fault,
             Self::Launch(error) if error.is_refusal() => Exit::Usage,
             Self::Model(_) | Self::Predict(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
-            Self::Cuda(_) => Exit::Fault,
+            Self::Cuda(_) | Self::Unmeasurable(_) => Exit::Fault,
             Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
         }
     }

@@ -1,25 +1,24 @@
 //! `rigscale measure`: what the links between GPUs and the host really carry, and whether what they carry is right.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use clap::Args as ClapArgs;
-use comfy_table::CellAlignment;
-use serde::Serialize;
 
-use crate::device::cuda::{Gpu, NcclLibrary, cuda_gpus};
-use crate::launch::{LinkSite, Measured, Measurer, SHARED_CTAS, Wish};
+use crate::device::cuda::{CudaError, Gpu, NcclLibrary, cuda_gpus};
+use crate::launch::{LinkSite, Measured, Measurer, SHARED_CTAS, Wish, judge_links, sum_arms};
 use crate::record::{
-    CopyLine, Engine, Finding, Findings, LatencyLine, LinkGpu, LinkLine, LinksHead, LoadLine, Origin, Pattern, SCHEMA,
-    Severity, SumArm, SumLine, write_json,
+    Finding, Findings, LinkGpu, LinkLine, LinksHead, Origin, SCHEMA, Severity, SumArm, read_links, read_text,
+    write_json,
 };
-use crate::topology::{PciAddress, Topology};
+use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml};
 use crate::units::{Bytes, Seconds};
 
+use super::error::chain;
+use super::links::Shown;
 use super::look::Look;
-use super::probe::{list_findings, plain_table, write_table};
 use super::session::{chosen, interruptible};
 use super::{CliError, Exit, Output};
 
@@ -33,10 +32,12 @@ use super::{CliError, Exit, Output};
 #[command(after_help = "Examples:
   rigscale measure
   rigscale measure --quick -o reports/links
-  rigscale measure --gpus 0000:41:00.0,0000:61:00.0 --sum-mib 1024
+  rigscale measure --from reports/links
+  rigscale measure --gpus 0000:41:00.0,0000:61:00.0 --sum-mib 4096
   scripts/one-gpu-lab 4 -- rigscale measure --share-gpu 4
 
-Exit codes: 0 no fault, 4 a fault (wrong data, a failed copy or sum), 5 something hung, 2 no usable GPU was named")]
+Exit codes: 0 no fault, 4 a fault (wrong data, a failed copy or sum, a GPU that CUDA cannot use), 5 something hung,
+2 usage, or a machine without an NVIDIA GPU")]
 pub(super) struct Args {
     /// GPUs to measure: how many, or their PCI addresses separated by commas; all if not given
     #[arg(long, value_name = "COUNT|LIST", value_delimiter = ',')]
@@ -50,9 +51,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(4..=4096))]
     copy_mib: u32,
 
-    /// Largest all-reduce; 0 for none
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=4096))]
-    sum_mib: u32,
+    /// Largest all-reduce; 0 for none. 1024, or 256 with --quick, if not given, and less where a GPU has no memory for it
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=16384))]
+    sum_mib: Option<u32>,
 
     /// Thread blocks of a collective at most; NCCL chooses if not given
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -67,64 +68,195 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "45s", value_parser = parse_limit)]
     limit: Seconds,
 
-    /// Keep links.jsonl, measure.json and what the probe found in this folder
+    /// Keep links.jsonl, measure.json and what the probe found, at rest and under load, in this folder
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    /// Judge links.jsonl and topology.yaml of this folder again; nothing is measured
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["gpus", "quick", "copy_mib", "sum_mib", "max_ctas", "share_gpu", "limit", "out"])]
+    from: Option<PathBuf>,
 }
 
-/// What is printed.
-#[derive(Serialize)]
-struct Shown<'a> {
-    head: &'a LinksHead,
-    lines: &'a [LinkLine],
-    findings: &'a [Finding],
-    #[serde(skip)]
-    colour: bool,
+/// What to measure, and how much of it.
+#[derive(Debug, Clone)]
+pub(super) struct Extent {
+    /// So many ranks share the first GPU; none where each has its own.
+    pub(super) shared: Option<u32>,
+    /// Less of everything.
+    pub(super) quick: bool,
+    /// Bytes of one copy.
+    pub(super) copy: Bytes,
+    /// Largest all-reduce; none takes what is usual, and what fits.
+    pub(super) sum: Option<Bytes>,
+    /// Thread blocks of a collective at most.
+    pub(super) max_ctas: Option<u32>,
+    /// A step that says nothing for so long hangs.
+    pub(super) limit: Seconds,
 }
 
-/// Measures.
+impl Extent {
+    /// What `qualify` measures before it trains: about half a minute.
+    pub(super) fn quick() -> Self {
+        let copy = Bytes(256 << 20);
+        Self { shared: None, quick: true, copy, sum: None, max_ctas: None, limit: Seconds(45.0) }
+    }
+}
+
+/// What was measured, and what it means.
+pub(super) struct Taken {
+    pub(super) head: LinksHead,
+    pub(super) lines: Vec<LinkLine>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) interrupted: bool,
+}
+
+/// Measures, or judges again what was measured.
 ///
 /// # Errors
 /// See [`CliError`].
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
-    let look = Look::live()?;
-    let mut gpus = chosen(&args.gpus, &cuda_gpus()?)?;
-    if let Some(ranks) = args.share_gpu {
-        gpus = vec![gpus[0]; ranks as usize];
-    }
-    let head = head(args, &gpus, &look.topology)?;
-    let wish = Wish {
-        sites: gpus.iter().map(|gpu| LinkSite { address: *gpu, cpus: cpus_near(*gpu, &look.topology) }).collect(),
-        shared: args.share_gpu.is_some(),
-        quick: args.quick,
-        copy_bytes: Bytes::mebi(args.copy_mib.into()),
-        sum_bytes: Some(Bytes::mebi(args.sum_mib.into())).filter(|bytes| 0 < bytes.0),
-        limit: args.limit,
-        max_ctas: args.max_ctas.or_else(|| args.share_gpu.map(|_| SHARED_CTAS)),
+    let taken = match &args.from {
+        Some(folder) => again(folder)?,
+        None => anew(args, out)?,
     };
-    let stop = interruptible()?;
-    let place = Folder::of(args.out.as_deref())?;
-    if args.out.is_some() {
-        look.write(&place.path)?;
-    }
-    let progress = |index: usize, of: usize, what: &str| out.remark(format!("{} of {of}: {what}", index + 1));
-    let measurer = Measurer { folder: &place.path, stop, progress: &progress };
-    let Measured { lines, findings, interrupted } = measurer.measure(&wish, &head, &look.topology)?;
-    let record =
-        Findings { schema: SCHEMA, rigscale: env!("CARGO_PKG_VERSION").into(), findings, unjudged: Vec::new() };
-    write_json(&place.path.join("measure.json"), &record)?;
-    let shown = Shown { head: &head, lines: &lines, findings: &record.findings, colour: out.colour() };
+    let shown = Shown { head: &taken.head, lines: &taken.lines, findings: &taken.findings, colour: out.colour() };
     out.emit(&shown).map_err(|source| CliError::Terminal { attempt: "print the links", source })?;
-    if args.out.is_some() {
-        out.remark(format!("written to {}", place.path.display()));
+    if let Some(folder) = &args.out {
+        out.remark(format!("written to {}", folder.display()));
     }
-    let faults = || record.findings.iter().filter(|finding| finding.severity == Severity::Fault);
-    Ok(match (interrupted, faults().any(|fault| fault.code.starts_with("hang-")), faults().count()) {
+    let faults = || taken.findings.iter().filter(|finding| finding.severity == Severity::Fault);
+    Ok(match (taken.interrupted, faults().any(|fault| fault.code.starts_with("hang-")), faults().count()) {
         (_, true, _) => Exit::Hang,
         (_, false, 1..) => Exit::Fault,
         (true, false, 0) => Exit::Interrupted,
         (false, false, 0) => Exit::Pass,
     })
+}
+
+/// Reads what was measured, and judges it.
+fn again(folder: &Path) -> Result<Taken, CliError> {
+    let (head, lines) = read_links(&folder.join("links.jsonl"))?;
+    let place = folder.join("topology.yaml");
+    let topology = from_yaml(&read_text(&place, YAML_BYTES_MAX as u64)?, &place.display().to_string())?;
+    let findings = judge_links(&head, &lines, &topology);
+    Ok(Taken { head, lines, findings, interrupted: false })
+}
+
+fn anew(args: &Args, out: &Output) -> Result<Taken, CliError> {
+    let mut look = Look::live()?;
+    let shown = cuda_gpus().map_err(|error| unusable(error, &look.topology))?;
+    let gpus = chosen(&args.gpus, &shown)?;
+    let extent = Extent {
+        shared: args.share_gpu,
+        quick: args.quick,
+        copy: Bytes::mebi(args.copy_mib.into()),
+        sum: args.sum_mib.map(|size| Bytes::mebi(size.into())),
+        max_ctas: args.max_ctas,
+        limit: args.limit,
+    };
+    let place = Folder::of(args.out.as_deref())?;
+    measure_into(&place.path, &mut look, &gpus, &extent, (interruptible()?, out))
+}
+
+/// Where there is no NVIDIA GPU, nothing is broken: there is nothing to measure.
+fn unusable(error: CudaError, topology: &Topology) -> CliError {
+    if topology.has_nvidia_gpu() {
+        return CliError::Unmeasurable(error);
+    }
+    CliError::Usage(format!(
+        "this machine shows no NVIDIA GPU, and there are no other links to measure: {}",
+        chain(&error)
+    ))
+}
+
+/// Measures the links of `gpus` and writes links.jsonl, measure.json and what the machine is, with the links as they were
+/// under load, into `folder`.
+///
+/// # Errors
+/// A GPU cannot be used, what was asked for does not fit, or a file cannot be written.
+pub(super) fn measure_into(
+    folder: &Path,
+    look: &mut Look,
+    gpus: &[PciAddress],
+    extent: &Extent,
+    (stop, out): (&AtomicBool, &Output),
+) -> Result<Taken, CliError> {
+    look.write(folder)?;
+    let (head, free) = head(gpus, extent, &look.topology)?;
+    let gpus = extent.shared.map_or_else(|| gpus.to_vec(), |ranks| vec![gpus[0]; ranks as usize]);
+    refuse_copies(extent, gpus.len(), free)?;
+    let wish = Wish {
+        sites: gpus.iter().map(|gpu| LinkSite { address: *gpu, cpus: cpus_near(*gpu, &look.topology) }).collect(),
+        shared: extent.shared.is_some(),
+        quick: extent.quick,
+        copy_bytes: extent.copy,
+        sum_bytes: sum_bytes(extent, free, out)?,
+        limit: extent.limit,
+        max_ctas: extent.max_ctas.or_else(|| extent.shared.map(|_| SHARED_CTAS)),
+        arms: arms(extent, &look.topology, &gpus),
+    };
+    let progress = |index: usize, of: usize, what: &str| out.remark(format!("{} of {of}: {what}", index + 1));
+    let measurer = Measurer { folder, stop, progress: &progress };
+    let Measured { lines, interrupted } = measurer.measure(&wish, &head, &look.topology)?;
+    let findings = judge_links(&head, &lines, &look.topology);
+    let rigscale = env!("CARGO_PKG_VERSION").into();
+    let record = Findings { schema: SCHEMA, rigscale, findings, unjudged: Vec::new() };
+    write_json(&folder.join("measure.json"), &record)?;
+    look.under_load(&lines);
+    look.write(folder)?;
+    Ok(Taken { head, lines, findings: record.findings, interrupted })
+}
+
+/// Ranks that share a GPU have no path between them.
+fn arms(extent: &Extent, topology: &Topology, gpus: &[PciAddress]) -> Vec<SumArm> {
+    match extent.shared {
+        Some(_) if extent.quick => vec![SumArm::Default],
+        Some(_) => vec![SumArm::Default, SumArm::P2pOff],
+        None => sum_arms(topology, gpus),
+    }
+}
+
+/// What NCCL, kernels and contexts take of a GPU beside the buffers, and then some.
+const BESIDE: Bytes = Bytes(1 << 30);
+
+/// Memory of a GPU that a rank may fill.
+fn room(extent: &Extent, free: Bytes) -> Bytes {
+    let ranks = u64::from(extent.shared.unwrap_or(1));
+    Bytes((free.0 / ranks).saturating_sub(BESIDE.0))
+}
+
+/// The largest all-reduce: what was asked for, refused if it does not fit; else the usual, as much of it as fits.
+fn sum_bytes(extent: &Extent, free: Bytes, out: &Output) -> Result<Option<Bytes>, CliError> {
+    let room = room(extent, free);
+    let usual = if extent.quick { Bytes(256 << 20) } else { Bytes(1 << 30) };
+    match extent.sum {
+        Some(Bytes(0)) => Ok(None),
+        Some(asked) if asked <= room => Ok(Some(asked)),
+        Some(asked) => Err(CliError::Usage(format!(
+            "--sum-mib: {asked} do not fit: a rank has room for {room} beside NCCL's own buffers"
+        ))),
+        None => {
+            let halves = std::iter::successors(Some(usual), |size| Some(Bytes(size.0 / 2)));
+            let fits = halves.take_while(|size| 4096 <= size.0).find(|size| *size <= room);
+            if fits != Some(usual) {
+                let to = fits.map_or_else(|| "none".into(), |fits| fits.to_string());
+                out.remark(format!("largest all-reduce: {to} instead of {usual}, as a rank has room for {room}"));
+            }
+            Ok(fits)
+        }
+    }
+}
+
+/// Copies of all pairs at once need room for what arrives from each other GPU.
+fn refuse_copies(extent: &Extent, gpus: usize, free: Bytes) -> Result<(), CliError> {
+    let needed = Bytes(extent.copy.0 * gpus.max(2) as u64);
+    let room = room(extent, free);
+    match extent.shared.is_some() || needed <= room {
+        true => Ok(()),
+        false => Err(CliError::Usage(format!(
+            "--copy-mib: a GPU needs {needed} for copies of all pairs and has room for {room}"
+        ))),
+    }
 }
 
 /// `45s`: never below what NCCL takes to meet on a slow machine, unless somebody insists.
@@ -160,19 +292,21 @@ impl Drop for Folder {
     }
 }
 
-fn head(args: &Args, gpus: &[PciAddress], topology: &Topology) -> Result<LinksHead, CliError> {
+/// The first line of the file, and the least free memory of a GPU.
+fn head(gpus: &[PciAddress], extent: &Extent, topology: &Topology) -> Result<(LinksHead, Bytes), CliError> {
     let mut software = BTreeMap::new();
     let mut told = Vec::new();
-    let mut distinct = gpus.to_vec();
-    distinct.dedup();
-    for address in distinct {
-        let gpu = Gpu::open(address)?;
+    let mut least = Bytes(u64::MAX);
+    for address in if extent.shared.is_some() { &gpus[..1] } else { gpus } {
+        let gpu = Gpu::open(*address).map_err(CliError::Unmeasurable)?;
+        let (free, _) = gpu.memory().map_err(CliError::Unmeasurable)?;
+        least = least.min(free);
         software.insert("cuda driver".to_owned(), gpu.cuda_version());
         // a virtual machine hides what is above the GPU
-        let known = topology.gpu(address);
+        let known = topology.gpu(*address);
         let narrowest = known.and_then(|gpu| Some(gpu.narrowest.as_ref().ok()?.lanes()));
         let lanes = narrowest.or_else(|| known?.link.max().ok());
-        told.push(LinkGpu { address, name: gpu.name().to_owned(), lanes });
+        told.push(LinkGpu { address: *address, name: gpu.name().to_owned(), lanes });
     }
     if let Ok(library) = NcclLibrary::load() {
         software.insert("nccl".to_owned(), library.version());
@@ -180,14 +314,15 @@ fn head(args: &Args, gpus: &[PciAddress], topology: &Topology) -> Result<LinksHe
     if let Ok(kernel) = &topology.system.kernel {
         software.insert("kernel".to_owned(), kernel.clone());
     }
-    Ok(LinksHead {
+    let head = LinksHead {
         schema: SCHEMA,
         rigscale: env!("CARGO_PKG_VERSION").into(),
         started: jiff::Timestamp::now(),
-        origin: if args.share_gpu.is_some() { Origin::SharedGpu } else { Origin::Measured },
+        origin: if extent.shared.is_some() { Origin::SharedGpu } else { Origin::Measured },
         gpus: told,
         software,
-    })
+    };
+    Ok((head, least))
 }
 
 /// CPUs of the GPU's NUMA node that this process may use; all where it has none.
@@ -200,129 +335,4 @@ fn cpus_near(gpu: PciAddress, topology: &Topology) -> Vec<usize> {
     };
     let near = cpus(node.is_some());
     if near.is_empty() { cpus(false) } else { near }
-}
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for gpu in &self.head.gpus {
-            let lanes = gpu.lanes.map_or_else(|| "link unknown".into(), |lanes| format!("{lanes}, {}", lanes.rate()));
-            writeln!(out, "{}  {}, {lanes}", gpu.address, gpu.name)?;
-        }
-        let of = |line: &LinkLine| match line {
-            LinkLine::Copy(_) | LinkLine::Head(_) => 0,
-            LinkLine::Latency(_) => 1,
-            LinkLine::Sum(_) => 2,
-            LinkLine::Load(_) => 3,
-        };
-        let kind = |kind: usize| self.lines.iter().filter(move |line| of(line) == kind);
-        copies(out, kind(0).filter_map(|line| if let LinkLine::Copy(copy) = line { Some(copy) } else { None }))?;
-        latencies(out, kind(1).filter_map(|line| if let LinkLine::Latency(line) = line { Some(line) } else { None }))?;
-        let of_sums: Vec<&SumLine> =
-            kind(2).filter_map(|line| if let LinkLine::Sum(sum) = line { Some(sum) } else { None }).collect();
-        sums(out, &of_sums)?;
-        loads(out, kind(3).filter_map(|line| if let LinkLine::Load(load) = line { Some(load) } else { None }))?;
-        writeln!(out)?;
-        list_findings(out, self.findings, self.colour)
-    }
-}
-
-fn right(table: &mut comfy_table::Table, columns: impl IntoIterator<Item = usize>) {
-    for column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-}
-
-/// Addresses without what all of a workstation's share: the domain, and the function of a card's first.
-fn short(place: impl fmt::Display) -> String {
-    let text = place.to_string();
-    let text = text.strip_prefix("0000:").unwrap_or(&text);
-    text.strip_suffix(".0").unwrap_or(text).to_owned()
-}
-
-fn copies<'a>(out: &mut fmt::Formatter<'_>, lines: impl Iterator<Item = &'a CopyLine>) -> fmt::Result {
-    let mut table = plain_table();
-    table.set_header(["copies", "way", "by", "rate", "of link", "data"]);
-    let mut any = false;
-    for copy in lines {
-        any = true;
-        let way = match copy.transfers.as_slice() {
-            [only] => format!("{} → {}", short(only.from), short(only.to)),
-            [one, ..] if copy.transfers.len() == 2 => format!("{} ⇄ {}", short(one.from), short(one.to)),
-            all => format!("{} transfers", all.len()),
-        };
-        let pattern = match copy.pattern {
-            Pattern::HostBothWays | Pattern::PeerBothWays => "both ways".into(),
-            other => other.to_string(),
-        };
-        let by = match copy.engine {
-            Engine::CopyEngine => "engine",
-            Engine::Write => "writing",
-            Engine::Read => "reading",
-        };
-        let share =
-            copy.ceiling.map_or_else(String::new, |ceiling| format!("{:.0} %", 100.0 * (copy.rate.median / ceiling)));
-        let staged = if copy.direct == Some(false) { "staged" } else { "right" };
-        let data = if copy.check.is_good() { staged } else { "WRONG" };
-        table.add_row([pattern, way, by.to_owned(), copy.rate.median.to_string(), share, data.to_owned()]);
-    }
-    right(&mut table, [3, 4]);
-    if any { write_table(out, &table) } else { Ok(()) }
-}
-
-fn latencies<'a>(out: &mut fmt::Formatter<'_>, lines: impl Iterator<Item = &'a LatencyLine>) -> fmt::Result {
-    let words = lines.map(|line| format!("{} reads {} in {}", short(line.by), short(line.of), line.load_s.median));
-    for words in words {
-        writeln!(out, "one load: {words}")?;
-    }
-    Ok(())
-}
-
-/// A table for each set of ranks: sizes downwards, what NCCL was told across.
-fn sums(out: &mut fmt::Formatter<'_>, lines: &[&SumLine]) -> fmt::Result {
-    let groups: BTreeSet<&[PciAddress]> = lines.iter().map(|sum| sum.ranks.as_slice()).collect();
-    for ranks in groups {
-        let of = || lines.iter().filter(|sum| sum.ranks == ranks);
-        let arms: BTreeSet<SumArm> = of().map(|sum| sum.arm).collect();
-        let sizes: BTreeSet<Bytes> = of().map(|sum| sum.bytes).collect();
-        let gpus: Vec<String> = ranks.iter().map(short).collect();
-        writeln!(out, "all-reduce of {}: time and bus bandwidth", gpus.join(", "))?;
-        let mut table = plain_table();
-        let name = |arm: &SumArm| match arm {
-            SumArm::Default => "NCCL's choice",
-            SumArm::P2pSys => "P2P_LEVEL=SYS",
-            SumArm::P2pOff => "P2P_DISABLE=1",
-        };
-        table.set_header(std::iter::once("size").chain(arms.iter().map(name)));
-        for size in sizes {
-            let cell = |arm: &SumArm| {
-                let sum = of().find(|sum| sum.bytes == size && sum.arm == *arm);
-                sum.map_or_else(String::new, |sum| {
-                    let wrong = if sum.check.is_good() { "" } else { " WRONG" };
-                    format!("{} {:>10}{wrong}", sum.time_s.median, sum.bus_bandwidth.to_string())
-                })
-            };
-            table.add_row(std::iter::once(size.to_string()).chain(arms.iter().map(cell)));
-        }
-        right(&mut table, 0..=arms.len());
-        write_table(out, &table)?;
-        for arm in &arms {
-            let ways: BTreeSet<&str> =
-                of().filter(|sum| sum.arm == *arm).flat_map(|sum| &sum.via).map(String::as_str).collect();
-            let ways =
-                if ways.is_empty() { "not told".into() } else { ways.into_iter().collect::<Vec<_>>().join(", ") };
-            writeln!(out, "  {}: {ways}", name(arm))?;
-        }
-    }
-    Ok(())
-}
-
-fn loads<'a>(out: &mut fmt::Formatter<'_>, lines: impl Iterator<Item = &'a LoadLine>) -> fmt::Result {
-    for load in lines {
-        let lanes = load.lanes.map_or_else(|| "link unknown".into(), |lanes| lanes.to_string());
-        let replays = load.replays.map_or_else(|| "unknown".into(), |replays| replays.to_string());
-        writeln!(out, "under load: {} {lanes}, packets sent again: {replays}", short(load.gpu))?;
-    }
-    Ok(())
 }

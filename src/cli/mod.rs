@@ -7,6 +7,7 @@ mod capture;
 mod error;
 mod exit;
 mod floor;
+mod links;
 mod look;
 mod measure;
 mod models;

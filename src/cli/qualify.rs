@@ -1,14 +1,17 @@
 //! `rigscale qualify`: probe, calibrate, plan, launch, analyze, report, in a row, keeping every file between them.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args as ClapArgs;
 
 use crate::launch::{Fit, Launched, Wanted, extended, plan};
 use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, Tuned, read_yaml, write_yaml};
+use crate::topology::PciAddress;
 use crate::tune::apply;
 use crate::units::Seconds;
 
+use super::measure::{Extent, measure_into};
 use super::progress::launch;
 use super::session::{Session, interruptible, once};
 use super::tune::{identity, installed_nccl, placed};
@@ -18,7 +21,7 @@ use super::{CliError, Exit, Output};
 
 /// Says with evidence whether this machine scales data-parallel training
 ///
-/// Probes the machine, trains a transformer with each number of ranks in three arms (alone, together without exchange,
+/// Probes the machine, measures what its links carry, trains a transformer with each number of ranks in three arms (alone, together without exchange,
 /// together with gradients reduced), and judges the scaling efficiency against the target. Keeps every file in a run
 /// folder.
 #[derive(Debug, ClapArgs)]
@@ -63,6 +66,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     budget: Option<Seconds>,
 
+    /// Do not measure the links before the training, which takes about half a minute; the sheet says so
+    #[arg(long)]
+    no_measure: bool,
+
     /// Line for the sheet: build number, operator, order; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_field)]
     field: Vec<Field>,
@@ -83,6 +90,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         take_settings(tuned, &mut session, &mut wanted, out)?;
     }
     let stop = interruptible()?;
+    let links = measure_links(args, &mut session, (stop, out))?;
     let remark = once(out);
     let launcher = session.launcher(stop, &remark);
     let now = jiff::Timestamp::now();
@@ -92,6 +100,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     let calibration = launcher.calibrate(&draft)?;
     // where the first steps fail, the draft stands in the folder for what would have been launched
     let mut plan = calibration.as_ref().map_or(draft, |step| plan(&wanted, &session.fit, *step));
+    plan.why.extend(links);
     write_yaml(&session.folder.plan(), &plan)?;
     announce(&plan, out);
     let mut end = match calibration {
@@ -120,6 +129,36 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         .map_err(|source| CliError::Terminal { attempt: "print the verdict", source })?;
     out.remark(format!("report: {}", session.folder.path().join("report.html").display()));
     Ok(exit_of(analysis.verdict.outcome))
+}
+
+/// What the links of the GPUs carry, measured into the run folder before anything trains: what they show is part of the
+/// evidence, a fault too. A sentence for the sheet; none on CPUs.
+fn measure_links(
+    args: &Args,
+    session: &mut Session,
+    (stop, out): (&AtomicBool, &Output),
+) -> Result<Option<String>, CliError> {
+    let shares = session.fit.shares.iter();
+    let gpus: Vec<PciAddress> = shares.filter_map(|share| share.gpu.as_ref()?.parse().ok()).collect();
+    if gpus.is_empty() {
+        return Ok(None);
+    }
+    if args.no_measure {
+        return Ok(Some(
+            "Links were not measured (--no-measure): nobody looked whether what GPUs send arrives.".into(),
+        ));
+    }
+    if args.workload.share_gpu {
+        return Ok(Some("Links were not measured: the ranks share one GPU.".into()));
+    }
+    out.remark("measuring the links");
+    let folder = session.folder.path().to_owned();
+    let taken = measure_into(&folder, &mut session.look, &gpus, &Extent::quick(), (stop, out))?;
+    let worst = taken.findings.iter().map(|finding| finding.severity).min();
+    let found =
+        worst.map_or_else(|| "nothing is wrong with them".into(), |worst| format!("the gravest finding is a {worst}"));
+    out.remark(format!("  {found}"));
+    Ok(Some(format!("Links were measured before the training (links.jsonl): {found}.")))
 }
 
 fn wanted(args: &Args, workload: &Workload, device: Device) -> Result<Wanted, CliError> {

@@ -30,7 +30,7 @@ pub(super) struct Session {
     /// Shares of the machine.
     pub(super) fit: Fit,
     /// The machine.
-    pub(super) topology: Topology,
+    pub(super) look: Look,
 }
 
 impl Session {
@@ -80,7 +80,7 @@ impl Session {
         }
         let folder = folder(&look.topology)?;
         look.write(folder.path())?;
-        Ok(Self { folder, device, fit, topology: look.topology })
+        Ok(Self { folder, device, fit, look })
     }
 
     /// Says on what will be trained.
@@ -105,7 +105,7 @@ impl Session {
 
     fn software(&self) -> BTreeMap<String, String> {
         let mut software = BTreeMap::new();
-        if let Ok(kernel) = &self.topology.system.kernel {
+        if let Ok(kernel) = &self.look.topology.system.kernel {
             software.insert("kernel".into(), kernel.clone());
         }
         software

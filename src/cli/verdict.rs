@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::analyze::analyze;
-use crate::record::{Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_text, write_json};
-use crate::report::{Summary, render_with};
+use crate::record::{Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_links, read_text, write_json};
+use crate::report::{Beside, Summary, render_with};
 use crate::topology::{Topology, YAML_BYTES_MAX, from_yaml};
 
 use super::{CliError, Exit};
@@ -87,7 +87,10 @@ pub(super) fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<()
 /// # Errors
 /// The report cannot be drawn or written.
 pub(super) fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
-    let rendered = render_with(analyses, topology_of(folder)?.as_ref())?;
+    let machine = topology_of(folder)?;
+    let links = if is_there(&folder.links())? { Some(read_links(&folder.links())?) } else { None };
+    let links = links.as_ref().map(|(head, lines)| (head, lines.as_slice()));
+    let rendered = render_with(analyses, Beside { machine: machine.as_ref(), links })?;
     for (name, bytes) in &rendered.files {
         folder.write(name, bytes)?;
     }

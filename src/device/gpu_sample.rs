@@ -1,7 +1,7 @@
 //! What one GPU does at a moment, as NVML tells it.
 
 use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::{Clock as Domain, TemperatureSensor};
+use nvml_wrapper::enum_wrappers::device::{Clock as Domain, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::{Bits, NvmlError};
 
 use crate::topology::{Missing, PciAddress, Reading, ThrottleReasons, Why};
@@ -39,7 +39,40 @@ pub struct GpuSample {
     pub busy: Reading<f64>,
 }
 
+/// The link of one GPU at a moment, and what its speed depends on: a GPU in a slow state slows its link down by design.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkSample {
+    /// PCIe generation in use, from 1.
+    pub generation: Reading<u32>,
+    /// PCIe lanes in use, from 1.
+    pub width: Reading<u32>,
+    /// Performance state, 0 the fastest, to 15.
+    pub p_state: Reading<u32>,
+    /// Why the clocks are held.
+    pub throttle: Reading<ThrottleReasons>,
+    /// Packets that the link sent again since the driver was loaded; wraps around.
+    pub replays: Reading<u32>,
+    /// Errors of its memory that could not be corrected, since the driver was loaded.
+    pub memory_errors: Reading<u64>,
+}
+
 impl Nvml {
+    /// Looks at the link of the GPU at `address`: less than [`Nvml::sample`] asks, and faster.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn link(&self, address: PciAddress) -> Reading<LinkSample> {
+        let gpu = self.0.device_by_pci_bus_id(address.to_string()).map_err(missing)?;
+        Ok(LinkSample {
+            generation: from_one(told(gpu.current_pcie_link_gen()), "generation"),
+            width: from_one(told(gpu.current_pcie_link_width()), "width"),
+            p_state: gpu.performance_state().map(|state| state.as_c()).map_err(missing),
+            throttle: throttle(&gpu),
+            replays: told(gpu.pcie_replay_counter()),
+            memory_errors: gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).map_err(missing),
+        })
+    }
+
     /// Samples the GPU at `address`. Takes about a millisecond, and much longer on some cards.
     ///
     /// # Errors

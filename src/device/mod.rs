@@ -25,7 +25,7 @@ pub use affinity::{allowed_cpus, pin_to};
 pub use clock::Clock;
 pub use error::DeviceError;
 pub use floats::Floats;
-pub use gpu_sample::GpuSample;
+pub use gpu_sample::{GpuSample, LinkSample};
 pub use host::{host_memory, keep_freed_memory};
 pub use mapped::Mapped;
 #[cfg(feature = "mpi")]

@@ -23,7 +23,7 @@ mod worker;
 
 pub use error::LaunchError;
 pub use launcher::{Launched, Launcher, Progress};
-pub use measure::{LinkSite, Measured, Measurer, Wish, link_main};
+pub use measure::{LinkSite, Measured, Measurer, Wish, judge_links, link_main, sum_arms, under_load};
 pub use meeting::{MeetError, TOKEN_VARIABLE};
 pub use place::{JobLauncher, JobPlace, MeetingPlace, PlaceError};
 pub use plan::{Wanted, extended, plan};

@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
+
 use crate::device::is_stopped;
 use crate::units::Seconds;
 
@@ -28,14 +30,14 @@ const KILLED_LIMIT: Seconds = Seconds(5.0);
 /// Of a rank's log, so much is read.
 const LOG_TAIL_BYTES: u64 = 4096;
 
-/// What the launcher hears from one rank.
+/// What the launcher hears from one process.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum Heard<M = Message> {
     /// A message.
-    Said(Message),
+    Said(M),
     /// A line that is no message.
     Garbled(String),
-    /// The rank's stdout is closed: it is gone or going.
+    /// Its stdout is closed: it is gone or going.
     Closed,
 }
 
@@ -47,7 +49,7 @@ pub(super) struct Ranks {
     heard: Receiver<(usize, Heard)>,
 }
 
-/// The process of one rank.
+/// The process of one rank, or of one part of a measurement.
 #[derive(Debug)]
 pub(super) struct RankProcess {
     child: Child,
@@ -69,7 +71,7 @@ impl Ranks {
             let stderr = File::create(&log).map_err(fail)?;
             let say = say.clone();
             let hear = move |heard| say.send((rank, heard)).is_ok();
-            let mut process = RankProcess::start(program, &[], stderr.into(), hear).map_err(fail)?;
+            let mut process = RankProcess::start(program, &["rank"], stderr.into(), hear).map_err(fail)?;
             process.tell(assignment);
             ranks.ranks.push(process);
             ranks.logs.push(log);
@@ -132,17 +134,15 @@ impl Drop for Ranks {
 }
 
 impl RankProcess {
-    /// Starts `program rank` with further `arguments`; `hear` takes what it says on stdout, and says whether it goes on
-    /// listening.
-    pub(super) fn start(
+    /// Starts `program` with `arguments`; `hear` takes what it says on stdout, and says whether it goes on listening.
+    pub(super) fn start<M: DeserializeOwned>(
         program: &Path,
         arguments: &[&str],
         stderr: Stdio,
-        hear: impl Fn(Heard) -> bool + Send + 'static,
+        hear: impl Fn(Heard<M>) -> bool + Send + 'static,
     ) -> io::Result<Self> {
         let mut child = Command::new(program)
             .arg0("rigscale")
-            .arg("rank")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -152,7 +152,7 @@ impl RankProcess {
             .spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        thread::Builder::new().name("rank says".into()).spawn(move || listen(stdout, hear))?;
+        thread::Builder::new().name("process says".into()).spawn(move || listen(stdout, hear))?;
         Ok(Self { child, orders, status: None })
     }
 
@@ -194,8 +194,8 @@ impl RankProcess {
     }
 }
 
-/// Passes on what a rank says, line by line, until it closes its stdout or says something endless.
-fn listen(stdout: ChildStdout, hear: impl Fn(Heard) -> bool) {
+/// Passes on what a process says, line by line, until it closes its stdout or says something endless.
+fn listen<M: DeserializeOwned>(stdout: ChildStdout, hear: impl Fn(Heard<M>) -> bool) {
     let mut lines = BufReader::new(stdout);
     loop {
         let mut line = String::new();

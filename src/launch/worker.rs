@@ -273,7 +273,7 @@ fn invited(
     keep: bool,
     (say, events): (&Sender<Event>, &Receiver<Event>),
 ) -> Result<(Invitation, RankProcess), LaunchError> {
-    let mut rank = start(job, &["--mpi"], say.clone())?;
+    let mut rank = start(job, &["rank", "--mpi"], say.clone())?;
     let text = carried.map(serde_json::to_string).transpose().map_err(|error| start_failed(job, error.into()))?;
     rank.tell(&Invite { text, keep });
     let deadline = Instant::now() + Duration::from_secs_f64(job.meet_limit().0);
@@ -378,7 +378,7 @@ impl<'a> Worker<'a> {
         let (trial, epoch) = (&assignment.head.trial, assignment.head.epoch_s);
         debug_assert!(telemetry_file.starts_with(GPU_FILE.trim_end_matches(".jsonl")));
         let telemetry = Telemetry::on(telemetry, trial, epoch, &place.join(telemetry_file))?;
-        let mut rank = started.map_or_else(|| start(job, &[], say), Ok)?;
+        let mut rank = started.map_or_else(|| start(job, &["rank"], say), Ok)?;
         rank.tell(&assignment);
         Ok(Self {
             job,

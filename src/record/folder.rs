@@ -33,7 +33,7 @@ pub struct RunFiles {
     pub name: String,
     /// The plan that was carried out.
     pub plan: Plan,
-    /// Findings of the probe and of the launches.
+    /// Findings of the probe, of measured links and of the launches.
     pub findings: Vec<Finding>,
     /// Facts of machine and software for the sheet, from the topology.
     pub identity: Vec<Field>,
@@ -155,6 +155,18 @@ impl RunFolder {
         self.path.join("findings.json")
     }
 
+    /// `links.jsonl`: what the links carried, where they were measured.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.path.join("links.jsonl")
+    }
+
+    /// `measure.json`: findings of that.
+    #[must_use]
+    pub fn link_findings(&self) -> PathBuf {
+        self.path.join("measure.json")
+    }
+
     /// `launch.json`: findings of the launches.
     #[must_use]
     pub fn launch_findings(&self) -> PathBuf {
@@ -229,7 +241,7 @@ impl RunFolder {
             return Err(RecordError::TrialName { path: self.plan(), trial: trial.name.clone() });
         }
         let mut findings = Vec::new();
-        for path in [self.findings(), self.launch_findings()] {
+        for path in [self.findings(), self.link_findings(), self.launch_findings()] {
             if is_there(&path)? {
                 findings.extend(read_json::<Findings>(&path)?.findings);
             }

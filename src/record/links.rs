@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Div;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -13,7 +14,7 @@ use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::file::json;
 use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
-use super::{Origin, RecordError};
+use super::{BrokenLine, CounterLine, LoadLine, Origin, RecordError};
 
 /// No file of links is larger: 16 GPUs have a few thousand lines.
 const LINKS_BYTES_MAX: u64 = 64 << 20;
@@ -32,6 +33,10 @@ pub enum LinkLine {
     Sum(SumLine),
     /// A link while copies ran over it.
     Load(LoadLine),
+    /// A counter of errors before and after.
+    Counter(CounterLine),
+    /// A stage that did not come to its end.
+    Broken(BrokenLine),
 }
 
 /// First line.
@@ -124,6 +129,8 @@ pub enum Pattern {
     HostToAll,
     /// From every GPU to the host.
     AllToHost,
+    /// Between the host and every GPU, both ways.
+    HostAllBothWays,
     /// Inside one GPU: read and written.
     Local,
     /// From one GPU to another.
@@ -148,6 +155,7 @@ impl fmt::Display for Pattern {
             Self::HostBothWays => "host and GPU, both ways",
             Self::HostToAll => "host to all GPUs at once",
             Self::AllToHost => "all GPUs to host at once",
+            Self::HostAllBothWays => "host and all GPUs, both ways",
             Self::Local => "inside the GPU",
             Self::Peer => "GPU to GPU",
             Self::PeerBothWays => "GPU and GPU, both ways",
@@ -193,6 +201,14 @@ pub struct Spread<T> {
     pub high: T,
 }
 
+impl<T: Copy + Div<T, Output = f64>> Spread<T> {
+    /// The larger of the distances from the median to the smallest and the largest, over the median.
+    #[must_use]
+    pub fn scatter(&self) -> f64 {
+        (self.high / self.median - 1.0).max(1.0 - self.low / self.median)
+    }
+}
+
 /// What the destination found when it read its own memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -224,6 +240,9 @@ pub struct CopyLine {
     /// True where the driver granted direct access; false where it staged the copy through the host. None without peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<bool>,
+    /// True where an NVLink joins the ends of a transfer: what was measured is then no PCIe link.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nvlink: bool,
     /// Each transfer with the median of its own rate.
     pub transfers: Vec<TransferRate>,
     /// Bytes that each transfer moved in one repeat.
@@ -271,6 +290,10 @@ pub struct LatencyLine {
 pub enum SumArm {
     /// What it chooses.
     Default,
+    /// Peer access across switches (`NCCL_P2P_LEVEL=PXB`), not beyond.
+    P2pPxb,
+    /// Peer access below one host bridge (`NCCL_P2P_LEVEL=PHB`), not beyond.
+    P2pPhb,
     /// Peer access even across host bridges (`NCCL_P2P_LEVEL=SYS`), where its default keeps it from that.
     P2pSys,
     /// Through the host's memory (`NCCL_P2P_DISABLE=1`).
@@ -281,9 +304,31 @@ impl fmt::Display for SumArm {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.pad(match self {
             Self::Default => "NCCL's choice",
+            Self::P2pPxb => "NCCL_P2P_LEVEL=PXB",
+            Self::P2pPhb => "NCCL_P2P_LEVEL=PHB",
             Self::P2pSys => "NCCL_P2P_LEVEL=SYS",
             Self::P2pOff => "NCCL_P2P_DISABLE=1",
         })
+    }
+}
+
+impl SumArm {
+    /// The variable that NCCL is told, and its value; none for its own choice.
+    #[must_use]
+    pub fn setting(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Default => None,
+            Self::P2pPxb => Some(("NCCL_P2P_LEVEL", "PXB")),
+            Self::P2pPhb => Some(("NCCL_P2P_LEVEL", "PHB")),
+            Self::P2pSys => Some(("NCCL_P2P_LEVEL", "SYS")),
+            Self::P2pOff => Some(("NCCL_P2P_DISABLE", "1")),
+        }
+    }
+
+    /// True where NCCL is told to use peers where it would not by itself.
+    #[must_use]
+    pub fn forces_peers(self) -> bool {
+        matches!(self, Self::P2pPxb | Self::P2pPhb | Self::P2pSys)
     }
 }
 
@@ -306,20 +351,6 @@ pub struct SumLine {
     /// How ranks sent, in the words of NCCL's log; empty where it does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via: Vec<String>,
-}
-
-/// A link while copies ran over it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoadLine {
-    /// Whose.
-    pub gpu: PciAddress,
-    /// Best generation and width that NVML showed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lanes: Option<Lanes>,
-    /// Packets that were sent again meanwhile, by NVML's counter.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replays: Option<u64>,
 }
 
 /// Writes the file, line by line.
@@ -385,6 +416,8 @@ fn named(path: &Path, number: usize, kind: &str, rest: &str) -> Result<LinkLine,
         "latency" => json(path, rest, number).map(LinkLine::Latency),
         "sum" => json(path, rest, number).map(LinkLine::Sum),
         "load" => json(path, rest, number).map(LinkLine::Load),
-        _ => Err(wrong(path, number, "field `line` should be head, copy, latency, sum or load")),
+        "counter" => json(path, rest, number).map(LinkLine::Counter),
+        "broken" => json(path, rest, number).map(LinkLine::Broken),
+        _ => Err(wrong(path, number, "field `line` should be head, copy, latency, sum, load, counter or broken")),
     }
 }

@@ -5,6 +5,7 @@
 mod chart;
 mod gpus;
 mod junit;
+mod links;
 mod page;
 mod summary;
 mod template;
@@ -18,7 +19,7 @@ pub use tune::tune_page;
 
 use thiserror::Error;
 
-use crate::record::Analysis;
+use crate::record::{Analysis, LinkLine, LinksHead};
 use crate::topology::Topology;
 
 /// Why a report could not be made.
@@ -71,21 +72,32 @@ pub struct Rendered {
 /// # Errors
 /// [`ReportError`] if there is no analysis, one holds a number that is not finite, or a chart cannot be drawn.
 pub fn render(analyses: &[&Analysis]) -> Result<Rendered, ReportError> {
-    render_with(analyses, None)
+    render_with(analyses, Beside::default())
 }
 
-/// The same with a picture of the machine of the first analysis, where it is known and holds GPUs.
+/// What stands beside the first analysis, where it is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// The machine: drawn if it holds GPUs.
+    pub machine: Option<&'a Topology>,
+    /// What its links carried: head and lines of `links.jsonl`.
+    pub links: Option<(&'a LinksHead, &'a [LinkLine])>,
+}
+
+/// The same with a picture of the machine of the first analysis and what its links carried.
 ///
 /// # Errors
 /// As [`render`].
-pub fn render_with(analyses: &[&Analysis], machine: Option<&Topology>) -> Result<Rendered, ReportError> {
+pub fn render_with(analyses: &[&Analysis], beside: Beside<'_>) -> Result<Rendered, ReportError> {
     let runs = analyses.iter().map(|analysis| checked(analysis)).collect::<Result<Vec<_>, _>>()?;
     let runs: Vec<&Analysis> = runs.iter().collect();
     let main = *runs.first().ok_or(ReportError::NoAnalysis)?;
 
     let mut charts = chart::charts(&runs)?;
-    charts.extend(machine.map(chart::machine).transpose()?.flatten());
-    let page = page::Page::of(&runs, &charts);
+    let of_links = |(head, lines)| chart::links(head, &links::of_all_ranks(lines));
+    charts.extend(beside.links.map(of_links).transpose()?.flatten());
+    charts.extend(beside.machine.map(chart::machine).transpose()?.flatten());
+    let page = page::Page::of(&runs, &charts, beside.links.map_or(&[], |(_, lines)| lines));
     let cases = junit::Suite::of(main);
     let mut files = vec![
         ("report.html".to_owned(), template::html(&page, &chart::dark_rules())?.into_bytes()),

@@ -9,6 +9,7 @@ use crate::units::{grouped, in_words};
 
 use super::chart::Chart;
 use super::gpus::GpuRow;
+use super::links::{Lines, LinkTables};
 use super::worlds::{Comparison, World};
 
 /// A page, ready for a template. Strings hold no markup, but for the charts.
@@ -44,6 +45,8 @@ pub(super) struct Page {
     comparison: Option<Comparison>,
     /// What the GPUs did; empty on CPUs and without telemetry.
     gpus: Vec<GpuRow>,
+    /// What the links carried; empty where they were not measured.
+    links: LinkTables,
     dropped: Vec<DroppedText>,
     dropped_count: String,
     why: Vec<String>,
@@ -213,7 +216,7 @@ pub(super) fn headline(run: &Analysis) -> &str {
 
 impl Page {
     /// The page of the first run, with the others beside it.
-    pub(super) fn of(runs: &[&Analysis], charts: &[Chart]) -> Self {
+    pub(super) fn of(runs: &[&Analysis], charts: &[Chart], links: Lines<'_>) -> Self {
         let run = runs[0];
         let outcome = OutcomeText::of(run.verdict.outcome);
         let (grade, grade_note) = grade(run.grade);
@@ -241,6 +244,7 @@ impl Page {
             charts: charts.iter().map(chart).collect(),
             comparison: Comparison::of(runs),
             gpus: run.gpus.iter().map(GpuRow::of).collect(),
+            links: LinkTables::of(links),
             dropped: dropped(run),
             dropped_count: count(run.dropped.iter().fold(0, |sum, dropped| sum.saturating_add(dropped.steps))),
             why: run.why.clone(),

@@ -45,6 +45,7 @@ functions! {
         fn cuMemcpyHtoDAsync_v2(u64, *const c_void, usize, Handle) -> i32;
         fn cuMemcpyDtoHAsync_v2(*mut c_void, u64, usize, Handle) -> i32;
         fn cuMemcpyDtoDAsync_v2(u64, u64, usize, Handle) -> i32;
+        fn cuMemcpyPeerAsync(u64, Handle, u64, Handle, usize, Handle) -> i32;
         fn cuMemsetD8Async(u64, u8, usize, Handle) -> i32;
         fn cuStreamCreateWithPriority(*mut Handle, u32, i32) -> i32;
         fn cuStreamDestroy_v2(Handle) -> i32;
@@ -272,6 +273,11 @@ impl Gpu {
 
     pub(super) fn driver(&self) -> &'static Driver {
         self.0.driver
+    }
+
+    /// What the driver calls its context; it lives as long as `self`.
+    pub(super) fn context(&self) -> Handle {
+        self.0.context
     }
 
     /// Makes its context current on the calling thread, where several GPUs take turns.

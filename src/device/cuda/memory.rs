@@ -144,6 +144,11 @@ impl fmt::Debug for DeviceBuffer {
 }
 
 impl DeviceBuffer {
+    /// Whose memory it is.
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.block.gpu
+    }
+
     /// Elements.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -7,7 +7,7 @@ use crate::units::Seconds;
 
 use super::driver::{Gpu, Handle};
 use super::error::CudaError;
-use super::memory::{DeviceSlice, DeviceSliceMut, Pinned};
+use super::memory::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Pinned};
 
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream.
 const NON_BLOCKING: u32 = 1;
@@ -145,6 +145,24 @@ impl Stream {
         // SAFETY: both are ranges of live allocations of that many bytes
         let code = unsafe { (self.gpu.driver().cuMemcpyDtoDAsync_v2)(dst.address, src.address, bytes, self.handle) };
         self.gpu.driver().check(code, || format!("copy {bytes} bytes on the GPU"))
+    }
+
+    /// Copies `src` to `dst`, of the same size, in the memory of another GPU: also where neither may reach the other, by
+    /// way of the host then.
+    ///
+    /// # Errors
+    /// The driver failed.
+    ///
+    /// # Panics
+    /// If their sizes differ: a bug of the caller.
+    pub fn copy_across(&self, dst: &mut DeviceBuffer, src: &DeviceBuffer) -> Result<(), CudaError> {
+        let bytes = src.len() * src.element().bytes() as usize;
+        assert_eq!(bytes, dst.len() * dst.element().bytes() as usize, "a copy between buffers of two sizes");
+        let (to, from) = (dst.gpu().context(), src.gpu().context());
+        let (into, out_of) = (dst.all_mut().address, src.all().address);
+        // SAFETY: both are live allocations of that many bytes in the contexts that stand beside them
+        let code = unsafe { (self.gpu.driver().cuMemcpyPeerAsync)(into, to, out_of, from, bytes, self.handle) };
+        self.gpu.driver().check(code, || format!("copy {bytes} bytes to another GPU"))
     }
 
     /// From here on, what the stream is asked for is recorded instead of done. Nothing may wait for the stream.

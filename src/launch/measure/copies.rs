@@ -2,6 +2,7 @@
 //! once, and has each destination read its own memory.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use crate::device;
 use crate::device::cuda::kernels::{LinkKernels, pattern_word};
@@ -20,6 +21,9 @@ const LOOPS: u64 = 4;
 
 /// Streams wait no longer than this for the host to let them go.
 const HOLD: Seconds = Seconds(10.0);
+
+/// GPUs take up to a few tenths of a second to raise their clocks and the speed of their link.
+const WAKE: Seconds = Seconds(0.5);
 
 /// Words from one link of a chain to the next: 128 bytes, a line of the cache, so that none holds two.
 const STRIDE: u32 = 32;
@@ -65,6 +69,13 @@ struct Way {
     slot: usize,
 }
 
+impl Way {
+    /// The two GPUs, if it leads from one to another.
+    fn ends(&self) -> Option<(usize, usize)> {
+        self.from.zip(self.to).filter(|(from, to)| from != to)
+    }
+}
+
 struct Bench<'a> {
     copies: &'a Copies,
     words: usize,
@@ -83,6 +94,10 @@ pub(super) fn make(task: &Task, copies: &Copies) -> Result<(), GaveUp> {
                 bench.copy(*pattern, *engine, transfers)?.map(LinkLine::Copy)
             }
             Request::Latency { of, by } => bench.latency(*of, *by)?.map(LinkLine::Latency),
+            Request::Load { transfers, lasts } => {
+                bench.load(transfers, *lasts)?;
+                None
+            }
         };
         say(&line.map_or(Report::Busy, |of| Report::Measured { of }));
     }
@@ -150,13 +165,12 @@ impl<'a> Bench<'a> {
         transfers: &[(Place, Place)],
     ) -> Result<Option<CopyLine>, GaveUp> {
         let ways = self.ways(engine, transfers);
-        let between = |way: &Way| way.from.zip(way.to).filter(|(from, to)| from != to);
         let reached = |way: &Way| {
-            between(way).is_none_or(|(from, to)| {
+            way.ends().is_none_or(|(from, to)| {
                 self.granted.contains(&if engine == Engine::Read { (to, from) } else { (from, to) })
             })
         };
-        let direct = ways.iter().any(|way| between(way).is_some()).then(|| ways.iter().all(reached));
+        let direct = ways.iter().any(|way| way.ends().is_some()).then(|| ways.iter().all(reached));
         if engine != Engine::CopyEngine && direct == Some(false) {
             return Ok(None);
         }
@@ -189,7 +203,36 @@ impl<'a> Bench<'a> {
             .map(|((from, to), times)| TransferRate { from: *from, to: *to, rate: rate(times) })
             .collect();
         let rate = spread(&rates.collect::<Vec<_>>(), BytesPerSecond);
-        Ok(Some(CopyLine { pattern, engine, direct, transfers, bytes, samples, rate, ceiling: None, check }))
+        Ok(Some(CopyLine {
+            pattern,
+            engine,
+            direct,
+            nvlink: false,
+            transfers,
+            bytes,
+            samples,
+            rate,
+            ceiling: None,
+            check,
+        }))
+    }
+
+    /// The same transfers again and again, so that somebody else can look at the links: nothing is timed. GPUs are given a
+    /// moment to wake up first.
+    fn load(&mut self, transfers: &[(Place, Place)], lasts: Seconds) -> Result<(), GaveUp> {
+        let ways = self.ways(Engine::CopyEngine, transfers);
+        let begin = Instant::now();
+        let mut said = false;
+        while begin.elapsed().as_secs_f64() < WAKE.0 + lasts.0 {
+            if !said && WAKE.0 <= begin.elapsed().as_secs_f64() {
+                let gpus = self.copies.sites.iter().map(|(address, _)| *address).collect();
+                say(&Report::Copying { gpus });
+                said = true;
+            }
+            self.repeat(Engine::CopyEngine, &ways)?;
+        }
+        say(&Report::Copying { gpus: Vec::new() });
+        Ok(())
     }
 
     /// Writes at every destination what must not be there afterwards.
@@ -216,13 +259,18 @@ impl<'a> Bench<'a> {
         for way in ways {
             let from = way.from.map(|from| self.sites[from].source.first(words));
             let mut to = way.to.map(|to| self.sites[to].arrivals[way.slot].first(words));
+            // the driver goes through the host where one GPU may not reach the other
+            let staged = way.ends().is_some_and(|ends| !self.granted.contains(&ends)) && engine == Engine::CopyEngine;
             let (index, stream) = way.by;
             let site = &mut self.sites[index];
             site.gpu.activate()?;
             site.kernels.hold(&site.streams[stream], &self.gate, HOLD)?;
             let begin = site.events.record(&site.streams[stream])?;
             for _ in 0..LOOPS {
-                site.send(engine, stream, from.as_ref(), to.as_mut())?;
+                match (&from, &mut to) {
+                    (Some(from), Some(to)) if staged => site.streams[stream].copy_across(to, from)?,
+                    (from, to) => site.send(engine, stream, from.as_ref(), to.as_mut())?,
+                }
             }
             marks.push((begin, site.events.record(&site.streams[stream])?));
         }
@@ -302,7 +350,7 @@ impl Site {
         let kernels = LinkKernels::load(&gpu, &Nvrtc::for_gpu(&gpu)?, cache)?;
         let requests = || {
             copies.requests.iter().filter_map(|request| match request {
-                Request::Copy { transfers, .. } => Some(transfers),
+                Request::Copy { transfers, .. } | Request::Load { transfers, .. } => Some(transfers),
                 Request::Latency { .. } => None,
             })
         };

@@ -6,78 +6,231 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::device::Nvml;
-use crate::topology::{Generation, Lanes, PciAddress, Width};
+use crate::device::{LinkSample, Nvml};
+use crate::record::{CounterLine, ErrorCounter, LoadLine};
+use crate::topology::{Generation, Lanes, Missing, PciAddress, Phase, Reading, ThrottleReasons, Topology, Why, Width};
 
 /// From one question to the next.
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// A driver that has not answered for so long is not waited for.
 const FIRST_LIMIT: Duration = Duration::from_secs(2);
 
+/// A GPU that computes or copies is in P0 to P3; from P5 on (video, display, idle) it slows its link down by design.
+const AWAKE_P_STATE_MAX: u32 = 4;
+
 /// What was seen of a link.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// The most that it had.
-    pub(super) best: Option<Lanes>,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Seen {
+    /// When it was first looked at.
+    first: Option<Lanes>,
     /// NVML's replay counter when it was first read, and now.
-    pub(super) replays: Option<(u64, u64)>,
+    replays: Option<(u64, u64)>,
+    /// Memory errors that could not be corrected, likewise.
+    memory_errors: Option<(Reading<u64>, Reading<u64>)>,
+    /// While the GPU copied and was awake.
+    loaded: Loaded,
+    /// The slowest performance state while it copied.
+    p_state: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Loaded {
+    least: Option<Lanes>,
+    most: Option<Lanes>,
+    last: Option<Lanes>,
+    samples: u32,
+    throttle: Option<ThrottleReasons>,
+}
+
+impl Seen {
+    /// Takes one look at the link, `copying` where the GPU copied before it and after.
+    fn add(&mut self, sample: &LinkSample, copying: bool) {
+        let lanes = |generation: u32, width: u32| {
+            let (generation, width) = (Generation::new(generation.into())?, Width::new(width.into())?);
+            Some(Lanes { generation, width })
+        };
+        let now = sample.generation.clone().ok().zip(sample.width.clone().ok());
+        let now = now.and_then(|(generation, width)| lanes(generation, width));
+        if let Ok(replays) = sample.replays {
+            let first = self.replays.map_or(replays.into(), |(first, _)| first);
+            self.replays = Some((first, replays.into()));
+        }
+        let first = self.memory_errors.take().map_or_else(|| sample.memory_errors.clone(), |(first, _)| first);
+        self.memory_errors = Some((first, sample.memory_errors.clone()));
+        self.first = self.first.or(now);
+        if !copying {
+            return;
+        }
+        let p_state = sample.p_state.clone().ok();
+        self.p_state = self.p_state.max(p_state);
+        if p_state.is_some_and(|state| AWAKE_P_STATE_MAX < state) {
+            return;
+        }
+        let loaded = &mut self.loaded;
+        if let Ok(reasons) = sample.throttle {
+            loaded.throttle = Some(loaded.throttle.unwrap_or_default() | reasons);
+        }
+        let Some(now) = now else { return };
+        let than = |other: Option<Lanes>, less: bool| match other {
+            Some(other) if (other.rate() < now.rate()) == less => other,
+            _ => now,
+        };
+        (loaded.least, loaded.most) = (Some(than(loaded.least, true)), Some(than(loaded.most, false)));
+        loaded.last = Some(now);
+        loaded.samples += 1;
+    }
+}
+
+/// What the thread that looks and those that wait for it share.
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    looked: AtomicBool,
+    seen: Mutex<BTreeMap<PciAddress, Seen>>,
+    /// How often it has changed who copies, and who does.
+    copying: Mutex<(u64, Vec<PciAddress>)>,
+}
+
+impl Shared {
+    /// The number of the present set of GPUs that copy, if `gpu` is one.
+    fn copies(&self, gpu: PciAddress) -> Option<u64> {
+        let copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        copying.1.contains(&gpu).then_some(copying.0)
+    }
+
+    fn look(&self, nvml: &Nvml, gpu: PciAddress) {
+        let before = self.copies(gpu);
+        let Ok(sample) = nvml.link(gpu) else { return };
+        let copying = before.is_some() && before == self.copies(gpu);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(gpu).or_default().add(&sample, copying);
+    }
 }
 
 /// Looks at links until it is dropped.
-pub(super) struct Loads {
-    over: Arc<AtomicBool>,
-    seen: Arc<Mutex<BTreeMap<PciAddress, Seen>>>,
-}
+pub(super) struct Loads(Arc<Shared>);
 
 impl Loads {
     /// Begins to look, and returns once it has seen all for the first time, or cannot.
     pub(super) fn of(gpus: Vec<PciAddress>) -> Self {
-        let loads = Self { over: Arc::default(), seen: Arc::default() };
-        let (over, seen) = (Arc::clone(&loads.over), Arc::clone(&loads.seen));
-        let first = Arc::new(AtomicBool::new(false));
-        let looked = Arc::clone(&first);
+        let loads = Self(Arc::default());
+        let shared = Arc::clone(&loads.0);
         let look = move || {
             let nvml = Nvml::open();
-            while !over.load(Ordering::Relaxed) {
-                for gpu in &gpus {
-                    let Ok(sample) = nvml.as_ref().map_err(Clone::clone).and_then(|nvml| nvml.sample(*gpu)) else {
-                        continue;
-                    };
-                    let lanes = |generation: u32, width: u32| {
-                        let (generation, width) = (Generation::new(generation.into())?, Width::new(width.into())?);
-                        Some(Lanes { generation, width })
-                    };
-                    let now =
-                        sample.pcie_gen.ok().zip(sample.pcie_width.ok()).and_then(|(speed, width)| lanes(speed, width));
-                    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    let link = seen.entry(*gpu).or_default();
-                    link.best = [link.best, now].into_iter().flatten().max_by(|a, b| a.rate().0.total_cmp(&b.rate().0));
-                    if let Ok(replays) = sample.pcie_replays {
-                        let first = link.replays.map_or(replays.into(), |(first, _)| first);
-                        link.replays = Some((first, replays.into()));
-                    }
+            while !shared.over.load(Ordering::Relaxed) {
+                if let Ok(nvml) = &nvml {
+                    gpus.iter().for_each(|gpu| shared.look(nvml, *gpu));
                 }
-                looked.store(true, Ordering::Relaxed);
+                shared.looked.store(true, Ordering::Relaxed);
                 thread::sleep(INTERVAL);
             }
         };
         let started = thread::Builder::new().name("links".into()).spawn(look);
         let deadline = Instant::now() + FIRST_LIMIT;
-        while started.is_ok() && !first.load(Ordering::Relaxed) && Instant::now() < deadline {
+        while started.is_ok() && !loads.0.looked.load(Ordering::Relaxed) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
         loads
     }
 
-    /// What was seen so far.
-    pub(super) fn seen(&self, gpu: PciAddress) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&gpu).copied().unwrap_or_default()
+    /// From now on these GPUs copy, and no others.
+    pub(super) fn copies(&self, gpus: &[PciAddress]) {
+        let mut copying = self.0.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        *copying = (copying.0 + 1, gpus.to_vec());
+    }
+
+    /// Uncorrected errors of its memory, when it was first looked at and now.
+    pub(super) fn memory_errors(&self, gpu: PciAddress) -> CounterLine {
+        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = || (Err(Missing::new(Why::Absent, "NVML")), Err(Missing::new(Why::Absent, "NVML")));
+        let (before, after) = seen.get(&gpu).and_then(|seen| seen.memory_errors.clone()).unwrap_or_else(none);
+        CounterLine { at: gpu, counter: ErrorCounter::EccUncorrected, before, after }
+    }
+
+    /// What was seen of `gpu` so far, beside what the probe saw before anything ran.
+    pub(super) fn line(&self, gpu: PciAddress, topology: &Topology) -> LoadLine {
+        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&gpu).cloned().unwrap_or_default();
+        let probed = topology.gpu(gpu).filter(|gpu| gpu.link.phase == Phase::AtRest);
+        let Loaded { least, most, last, samples, throttle } = seen.loaded;
+        LoadLine {
+            gpu,
+            at_rest: probed.and_then(|gpu| gpu.link.now().ok()).or(seen.first),
+            least,
+            most,
+            last,
+            samples,
+            p_state: seen.p_state,
+            throttle,
+            replays: seen.replays.map(|(first, last)| last.saturating_sub(first)),
+        }
     }
 }
 
 impl Drop for Loads {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The topology with the links of GPUs as they were while they copied: what the probe's rules judge. Where nothing was
+/// seen under load, the link stays as it was at rest.
+#[must_use]
+pub fn under_load(mut topology: Topology, loads: &[LoadLine]) -> Topology {
+    for gpu in &mut topology.gpus {
+        let seen = loads.iter().find(|load| load.gpu == gpu.address).and_then(|load| load.least);
+        if let Some(seen) = seen {
+            gpu.link.gen_now = Ok(seen.generation);
+            gpu.link.width_now = Ok(seen.width);
+            gpu.link.phase = Phase::UnderLoad;
+        }
+    }
+    topology.derived()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(generation: u32, p_state: u32) -> LinkSample {
+        let throttle = Ok(ThrottleReasons(1 << p_state));
+        let memory_errors = Ok(p_state.into());
+        LinkSample {
+            generation: Ok(generation),
+            width: Ok(16),
+            p_state: Ok(p_state),
+            throttle,
+            replays: Ok(3),
+            memory_errors,
+        }
+    }
+
+    #[test]
+    fn only_what_is_seen_of_an_awake_gpu_that_copies_counts() {
+        let mut seen = Seen::default();
+        let looks = [
+            (sample(1, 8), false),
+            (sample(5, 0), true),
+            (sample(2, 2), true),
+            (sample(1, 8), true),
+            (sample(5, 0), false),
+        ];
+        looks.iter().for_each(|(sample, copying)| seen.add(sample, *copying));
+        let generation = |lanes: Option<Lanes>| lanes.map(|lanes| u64::from(lanes.generation));
+        assert_eq!((generation(seen.first), seen.p_state), (Some(1), Some(8)));
+        let Loaded { least, most, last, samples, throttle } = seen.loaded;
+        assert_eq!((generation(least), generation(most), generation(last), samples), (Some(2), Some(5), Some(2), 2));
+        assert_eq!(throttle, Some(ThrottleReasons(0b101)), "of a GPU that sleeps, nothing");
+    }
+
+    #[test]
+    fn a_counter_that_is_not_told_is_unknown_and_one_that_grows_is_a_difference() {
+        let mut seen = Seen::default();
+        let none = LinkSample { replays: Err(Missing::new(Why::Unsupported, "")), ..sample(4, 0) };
+        seen.add(&none, true);
+        assert_eq!(seen.replays, None);
+        seen.add(&sample(4, 0), true);
+        seen.add(&LinkSample { replays: Ok(12), ..sample(4, 0) }, false);
+        assert_eq!(seen.replays, Some((3, 12)));
+        assert_eq!(seen.memory_errors, Some((Ok(0), Ok(0))));
     }
 }

@@ -14,15 +14,18 @@ use crate::record::{Check, LinkLine, SumLine};
 use crate::units::{Bytes, Seconds};
 
 use super::copies::spread;
-use super::settings;
 use super::task::{GaveUp, Report, Sums, Task, say};
 
 /// Ranks give up after this part of the limit, so that they can end in order.
 const OWN_SHARE: f64 = 0.8;
 
-/// All-reduces before those that count, and in a row that counts.
+/// All-reduces before those that count, and in a row that counts: as many as nccl-tests makes, and fewer of those that are
+/// so large that launching them weighs nothing.
 const WARM_UP: usize = 5;
 const IN_A_ROW: usize = 20;
+const FEWER_FROM: Bytes = Bytes(128 << 20);
+const FEWER_WARM_UP: usize = 1;
+const FEWER_IN_A_ROW: usize = 5;
 
 /// Rows.
 const SAMPLES: usize = 3;
@@ -41,7 +44,7 @@ pub(super) fn make(task: &Task, sums: &Sums) -> Result<(), GaveUp> {
     if sums.shared {
         variables.extend(rank::sharing(&library, task.rank));
     }
-    variables.extend(settings(sums.arm).map(|(name, value)| (name.to_owned(), value.to_owned())));
+    variables.extend(sums.arm.setting().map(|(name, value)| (name.to_owned(), value.to_owned())));
     device::set_environment(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
     device::pin_to(cpus)?;
     let gpu = Gpu::open(*address)?;
@@ -116,19 +119,22 @@ impl Rank {
         self.nccl.all_reduce_sum(&mut [&mut part])?;
         self.nccl.wait()?;
         let check = self.check(&part, world)?;
+        say(&Report::Busy);
+        let (warm_up, in_a_row) = if size < FEWER_FROM { (WARM_UP, IN_A_ROW) } else { (FEWER_WARM_UP, FEWER_IN_A_ROW) };
         let mut times = Vec::new();
-        for _ in 0..WARM_UP {
+        for _ in 0..warm_up {
             self.nccl.all_reduce_sum(&mut [&mut part])?;
         }
         for _ in 0..SAMPLES {
             self.nccl.barrier()?;
             let begin = self.events.record(self.nccl.stream())?;
-            for _ in 0..IN_A_ROW {
+            for _ in 0..in_a_row {
                 self.nccl.all_reduce_sum(&mut [&mut part])?;
             }
             let end = self.events.record(self.nccl.stream())?;
             self.nccl.wait_for(&end)?;
-            times.push(end.since(&begin)?.0 / IN_A_ROW as f64);
+            times.push(end.since(&begin)?.0 / in_a_row as f64);
+            say(&Report::Busy);
         }
         Ok((check, times))
     }

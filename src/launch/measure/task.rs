@@ -1,6 +1,5 @@
 //! What a measuring process is told over its stdin, what it says over its stdout, and its life.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
@@ -57,6 +56,8 @@ pub(super) enum Request {
     Copy { pattern: Pattern, engine: Engine, transfers: Vec<(Place, Place)> },
     /// Loads that wait for each other.
     Latency { of: Place, by: PciAddress },
+    /// Transfers again and again for so long, untimed: meanwhile others look at the links.
+    Load { transfers: Vec<(Place, Place)>, lasts: Seconds },
 }
 
 /// All-reduces to make, one size after another.
@@ -85,8 +86,8 @@ pub(super) enum Report {
     Measured { of: LinkLine },
     /// It is at work.
     Busy,
-    /// Versions of what took part.
-    Software { of: BTreeMap<String, String> },
+    /// These GPUs, and no others, copy from now on and are awake.
+    Copying { gpus: Vec<PciAddress> },
     /// All is done.
     Done,
     /// It gave up.

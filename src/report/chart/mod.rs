@@ -3,6 +3,7 @@
 mod axis;
 mod distribution;
 mod efficiency;
+mod links;
 mod machine;
 mod machine_tree;
 mod paint;
@@ -13,7 +14,7 @@ mod timeline;
 mod tuning;
 mod variants;
 
-use crate::record::{Analysis, Arm, Device, TuneResult};
+use crate::record::{Analysis, Arm, Device, LinksHead, SumLine, TuneResult};
 use crate::topology::Topology;
 
 pub use paint::PaintError;
@@ -113,6 +114,22 @@ pub(super) fn machine(topology: &Topology) -> Result<Option<Chart>, PaintError> 
     let scenes = (machine::scene(topology, WIDE), machine::scene(topology, NARROW));
     let (Some(wide), Some(narrow)) = scenes else { return Ok(None) };
     painted("machine", CAPTION, &wide, &narrow).map(Some)
+}
+
+/// All-reduces by size; none where nothing was summed.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn links(head: &LinksHead, sums: &[&SumLine]) -> Result<Option<Chart>, PaintError> {
+    const CAPTION: &str = "Measured before the training: each line is what NCCL was told. The dashed line is what the narrowest link \
+                           of the ring could carry, payload before packet headers; P2P reaches nearly all of it, the way \
+                           through the host about half.";
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let scenes = (links::scene(head, sums, WIDE), links::scene(head, sums, NARROW));
+    let (Some(wide), Some(narrow)) = scenes else { return Ok(None) };
+    painted("links", CAPTION, &wide, &narrow).map(Some)
 }
 
 /// A chart of variants as SVG and PNG files.
