@@ -137,7 +137,7 @@ fn line(row: &Row) {
 
 /// Launches of a setting for search and confirmation; the rest judges.
 fn shares(launches: usize) -> (usize, usize) {
-    let judge = (launches / 4).max(1);
+    let judge = (launches * 3 / 8).max(1);
     let confirm = (launches - judge) / 2;
     (launches - judge - confirm, confirm)
 }

@@ -142,6 +142,16 @@ fn a_sweep_launches_every_setting_once_a_round_and_goes_on() {
 }
 
 #[test]
+fn a_default_that_fails_is_a_fault_and_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("tuned");
+    let (code, output) = ended(tune(&place, &["--learning-rate", "1e30", "--clip-norm", "0"]));
+    assert_eq!(code, 4, "{}", stderr(&output));
+    assert!(stderr(&output).contains("fault rank-failed"), "{}", stderr(&output));
+    assert!(!place.join("tune.json").exists() && !place.join("nccl.conf").exists());
+}
+
+#[test]
 fn bad_usage_is_answered_with_what_would_be_right() {
     let rows: &[(&[&str], &[&str])] = &[
         (&["tune", "--device", "cpu", "--world", "1"], &["--world", "at least 2"]),

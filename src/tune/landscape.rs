@@ -67,14 +67,33 @@ impl Landscape {
         Space { knobs: self.head.knobs.clone(), left_out: self.head.left_out.clone() }
     }
 
-    /// How single launches differ from the median of their setting, as logarithms: the noise of launches.
+    /// How single launches differ from the median of their setting, as logarithms: the noise of launches. Of the quieter
+    /// half of the settings: what scatters more than that does so by itself, as ranks that are not pinned do.
     #[must_use]
     pub fn noise(&self) -> Vec<f64> {
-        let of = |steps: &Vec<f64>| {
+        let deviations = |steps: &Vec<f64>| -> Vec<f64> {
             let centre = median(steps);
-            steps.iter().map(move |step| step - centre).collect::<Vec<_>>()
+            steps.iter().map(|step| step - centre).collect()
         };
-        self.cells.values().flat_map(of).collect()
+        let all: Vec<Vec<f64>> = self.cells.values().map(deviations).collect();
+        let usual = |cell: &Vec<f64>| median(&cell.iter().map(|one| one.abs()).collect::<Vec<_>>());
+        if all.is_empty() {
+            return Vec::new();
+        }
+        let limit = median(&all.iter().map(usual).collect::<Vec<_>>());
+        all.iter().filter(|cell| usual(cell) <= limit).flatten().copied().collect()
+    }
+}
+
+impl Landscape {
+    /// The usual scatter of a launch, as the deviation of a logarithm: what bursts of other programs do is not in it. None
+    /// where nothing was launched.
+    #[must_use]
+    pub fn spread(&self) -> Option<f64> {
+        /// Normal consistency of the median absolute deviation.
+        const MAD: f64 = 1.4826;
+        let noise: Vec<f64> = self.noise().iter().map(|one| one.abs()).collect();
+        (!noise.is_empty()).then(|| MAD * median(&noise))
     }
 }
 
@@ -171,20 +190,16 @@ pub fn rounded(time: Seconds, unit: f64) -> Seconds {
 pub struct Simulated {
     outlook: Outlook,
     twist: Twist,
-    noise: Vec<f64>,
+    spread: f64,
     random: ChaCha8Rng,
 }
 
 impl Simulated {
-    /// A machine drawn by `seed` around a model, whose launches scatter as `noise`, in logarithms. The spread of bus
+    /// A machine drawn by `seed` around a model, whose launches scatter normally with `spread`, in logarithms. The spread of bus
     /// bandwidths is that of the prediction's calibration against published figures (`predict::Calibration`); what thread blocks fill a link, 1 to 8, and the contention, 0.2 to 0.8, are what is
     /// believed possible.
-    ///
-    /// # Panics
-    /// `noise` is empty.
     #[must_use]
-    pub fn drawn(outlook: Outlook, noise: Vec<f64>, seed: u64) -> Self {
-        assert!(!noise.is_empty(), "a simulated launch scatters as recorded ones");
+    pub fn drawn(outlook: Outlook, spread: f64, seed: u64) -> Self {
         let calibration = Calibration::default();
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut even = |low: f64, high: f64| low + (high - low) * f64::from(random.next_u32()) / f64::from(u32::MAX);
@@ -197,14 +212,15 @@ impl Simulated {
             contention: even(0.2, 0.8),
             fill: Some(even(0.0, 3.0).exp2()),
         };
-        Self { outlook, twist, noise, random }
+        Self { outlook, twist, spread, random }
     }
 
     /// One launch of a setting; none where it is beyond the model.
     pub fn step(&mut self, setting: &Setting) -> Option<Seconds> {
         let step = self.outlook.twisted(setting, &self.twist)?;
-        let place = ((u64::from(self.random.next_u32()) * self.noise.len() as u64) >> 32) as usize;
-        Some(step * self.noise[place].exp())
+        let mut even = || f64::from(self.random.next_u32()) / f64::from(u32::MAX) - 0.5;
+        let normal: f64 = (0..12).map(|_| even()).sum();
+        Some(step * (self.spread * normal).exp())
     }
 
     /// A sweep over `space`: every setting once in each round.

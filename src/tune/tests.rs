@@ -364,7 +364,7 @@ fn simulated(seed: u64) -> Landscape {
     let config = TrainConfig { batch: 8, context: 1024, ..config(Device::Cuda) };
     let outlook = Outlook::new(board, config, Known::Catalogue, NcclVersion::MODELLED);
     let space = Space::of(&host(NcclVersion::MODELLED, 4, false)).thinned(60);
-    let file = Simulated::drawn(outlook, vec![-0.004, 0.0, 0.004], seed).sweep(head(), &space, 9);
+    let file = Simulated::drawn(outlook, 0.004, seed).sweep(head(), &space, 9);
     assert_eq!(file.trials.len(), space.size() * 9);
     Landscape::of(&file)
 }
@@ -375,7 +375,7 @@ fn a_landscape_is_dealt_so_that_the_judge_sees_what_the_search_did_not() {
     let mut pool = Pool::deal(&landscape, 4, 3, 3);
     let default = Setting::default();
     assert_eq!((pool.seen(&default).len(), pool.unseen(&default).len()), (3, 3));
-    assert!(landscape.noise().iter().all(|one| one.abs() < 0.01));
+    assert!((landscape.spread().unwrap() / 0.004 - 0.8).abs() < 0.3, "of the quieter half");
     let mut launch = |stage, round| {
         let ask = Ask { setting: &default, arm: Arm::Ddp, stage, round, why: "" };
         match pool.launch(&ask) {
@@ -398,7 +398,7 @@ fn a_landscape_is_dealt_so_that_the_judge_sees_what_the_search_did_not() {
 fn the_drift_of_a_machine_is_taken_out_of_a_landscape() {
     let board = platform("asrock-romed8-2t").unwrap().with_gpus(2).unwrap();
     let outlook = Outlook::new(board, config(Device::Cuda), Known::Catalogue, NcclVersion::MODELLED);
-    let mut file = Simulated::drawn(outlook, vec![0.0], 1).sweep(head(), &space(), 5);
+    let mut file = Simulated::drawn(outlook, 0.0, 1).sweep(head(), &space(), 5);
     let still = Landscape::of(&file);
     for trial in &mut file.trials {
         let slower = 1.0 + 0.1 * f64::from(trial.round % 3);
@@ -406,7 +406,7 @@ fn the_drift_of_a_machine_is_taken_out_of_a_landscape() {
     }
     let drifting = Landscape::of(&file);
     let spread = |landscape: &Landscape| landscape.noise().iter().fold(0.0_f64, |most, one| most.max(one.abs()));
-    assert!(spread(&still) < 1e-9 && spread(&drifting) < 1e-9);
+    assert!(spread(&still) < 1e-5 && spread(&drifting) < 1e-5);
 }
 
 #[test]

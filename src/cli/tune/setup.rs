@@ -93,7 +93,8 @@ impl Setup {
                     drop(TuneWriter::create(&tune_trials(session.folder.path()), &head)?);
                     (base, Vec::new())
                 }
-                Err(finding) => return Ok(Err(failed(&session.folder, &wanted.config.model, finding, out)?)),
+                Err(None) => return Ok(Err(Exit::Interrupted)),
+                Err(Some(finding)) => return Ok(Err(failed(&session.folder, &wanted.config.model, finding, out)?)),
             },
         };
         let outlook = outlook(&session, &base);
@@ -145,7 +146,8 @@ fn largest(fit: &Fit) -> Result<Fit, CliError> {
     }
 }
 
-/// Times a step, and plans launches of the length that the search wants; or what went wrong.
+/// Times a step, and plans launches of the length that the search wants; or what went wrong, nothing where the user
+/// interrupted.
 fn timed(
     args: &Args,
     session: &Session,
@@ -153,24 +155,15 @@ fn timed(
     fit: &Fit,
     stop: &AtomicBool,
     out: &Output,
-) -> Result<Result<(Plan, usize), Finding>, CliError> {
+) -> Result<Result<(Plan, usize), Option<Finding>>, CliError> {
     let now = jiff::Timestamp::now();
     let remark = once(out);
     out.remark("timing a step, so that launches are as long as they must be");
     let draft = plan(wanted, fit, Seconds(1.0), now);
     let step = match session.launcher(stop, &remark).calibrate(&draft)? {
         Ok(step) => step,
-        Err(Launched::Failed(finding)) => return Ok(Err(finding)),
-        Err(_) => {
-            return Ok(Err(Finding {
-                code: "interrupted".into(),
-                severity: crate::record::Severity::Note,
-                addresses: Vec::new(),
-                seen: "the user interrupted the run".into(),
-                expected: "a step that can be timed".into(),
-                remedy: "run it again".into(),
-            }));
-        }
+        Err(Launched::Failed(finding)) => return Ok(Err(Some(finding))),
+        Err(_) => return Ok(Err(None)),
     };
     let seconds = if args.quick || args.sweep { 0.4 } else { 1.0 };
     let least = if args.quick { COUNTED_QUICK } else { COUNTED.0 };

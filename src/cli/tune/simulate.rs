@@ -22,10 +22,9 @@ pub(super) fn run(args: &Args, name: &str, noise: &Path, out: &Output) -> Result
     })?;
     let board = whole.with_gpus(world).map_err(|_| CliError::Usage(format!("--world: {name} has {seats} slots")))?;
     let config = args.workload.config(Device::Cuda)?;
-    let noise = Landscape::of(&read_tune_file(noise)?).noise();
-    if noise.is_empty() {
-        return Err(CliError::Usage("--noise: the landscape holds no launch that succeeded".into()));
-    }
+    let spread = Landscape::of(&read_tune_file(noise)?).spread();
+    let spread =
+        spread.ok_or_else(|| CliError::Usage("--noise: the landscape holds no launch that succeeded".into()))?;
     let nccl = NcclVersion::MODELLED;
     let host = Host {
         device: Device::Cuda,
@@ -56,7 +55,7 @@ pub(super) fn run(args: &Args, name: &str, noise: &Path, out: &Output) -> Result
     let seed = config.seed;
     let outlook = Outlook::new(board, config, Alone::Catalogue, nccl);
     let head = TuneHead { seed, ..TuneHead::begun(Origin::Simulated, title, identity, jiff::Timestamp::now()) };
-    let file = Simulated::drawn(outlook, noise, seed).sweep(head, &space, args.launches);
+    let file = Simulated::drawn(outlook, spread, seed).sweep(head, &space, args.launches);
     let place = args.out.clone().unwrap_or_else(|| format!("landscape-{name}-{world}").into());
     std::fs::create_dir_all(&place).map_err(|source| CliError::Terminal { attempt: "create the folder", source })?;
     let path = tune_trials(&place);
