@@ -90,7 +90,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         take_settings(tuned, &mut session, &mut wanted, out)?;
     }
     let stop = interruptible()?;
-    let links = measure_links(args, &mut session, (stop, out))?;
+    let links = measure_links(args, wanted.share_gpu, &mut session, (stop, out))?;
     let remark = once(out);
     let launcher = session.launcher(stop, &remark);
     let now = jiff::Timestamp::now();
@@ -135,6 +135,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
 /// evidence, a fault too. A sentence for the sheet; none on CPUs.
 fn measure_links(
     args: &Args,
+    share_gpu: bool,
     session: &mut Session,
     (stop, out): (&AtomicBool, &Output),
 ) -> Result<Option<String>, CliError> {
@@ -148,7 +149,7 @@ fn measure_links(
             "Links were not measured (--no-measure): nobody looked whether what GPUs send arrives.".into(),
         ));
     }
-    if args.workload.share_gpu {
+    if share_gpu {
         return Ok(Some("Links were not measured: the ranks share one GPU.".into()));
     }
     out.remark("measuring the links");

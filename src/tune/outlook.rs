@@ -1,8 +1,8 @@
 //! What the prediction says of a setting before anything is launched.
 
 use crate::predict::{
-    Alone, Board, Calibration, Exchange, NcclVersion, Overlap, P2p, Protocol, Ring, Training, Transport, ring,
-    ring_latency,
+    Alone, Board, Calibration, Exchange, Framework, NcclVersion, Overlap, P2p, Protocol, Ring, Training, Transport,
+    ring, ring_latency,
 };
 use crate::record::{NcclSettings, Setting, TrainConfig};
 use crate::units::{BytesPerSecond, Seconds};
@@ -114,6 +114,7 @@ fn bent(ring: &Ring, applied: &Applied, twist: &Twist, blocks: f64) -> Ring {
 /// A training in the words of the prediction.
 pub(super) fn training(config: &TrainConfig, alone: Alone) -> Training {
     Training {
+        framework: Framework::Rigscale,
         shape: config.shape,
         batch: config.batch,
         context: config.context,

@@ -176,7 +176,7 @@ fn timed(
 fn host(args: &Args, session: &Session, wanted: &Wanted, nccl: Option<&str>) -> Host {
     let shares = &session.fit.shares;
     let capability = |text: &String| text.replace('.', "").parse::<u32>().ok();
-    let gpus = session.topology.nvidia_gpus().filter(|gpu| {
+    let gpus = session.look.topology.nvidia_gpus().filter(|gpu| {
         let address = gpu.address.to_string();
         shares.iter().any(|share| share.gpu.as_ref() == Some(&address))
     });
@@ -186,7 +186,7 @@ fn host(args: &Args, session: &Session, wanted: &Wanted, nccl: Option<&str>) -> 
         nccl: nccl.and_then(|version| version.parse::<NcclVersion>().ok()),
         world: shares.len(),
         share_gpu: wanted.share_gpu,
-        peers: peers(&session.topology, shares),
+        peers: peers(&session.look.topology, shares),
         capability: capabilities.min(),
         cpus: shares.iter().map(|share| share.cpus.len()).min().unwrap_or(1),
         all_cpus: shares.iter().map(|share| share.cpus.len()).sum(),
@@ -234,11 +234,11 @@ fn inherited(device: Device, out: &Output) {
 
 /// What a result for this training on this machine is bound to.
 pub(in crate::cli) fn identity(wanted: &Wanted, session: &Session, nccl: Option<String>) -> TuneIdentity {
-    let driver = session.topology.nvidia.version.clone().ok();
+    let driver = session.look.topology.nvidia.version.clone().ok();
     TuneIdentity {
         driver: driver.filter(|_| session.device == Device::Cuda),
         nccl,
-        topology_sha256: topology_hash(&session.topology),
+        topology_sha256: topology_hash(&session.look.topology),
         device: session.device,
         model: wanted.config.model.clone(),
         world: session.fit.shares.len(),
@@ -267,7 +267,7 @@ fn outlook(session: &Session, base: &Plan) -> Option<Outlook> {
     if session.device == Device::Cpu || base.share_gpu {
         return None;
     }
-    let board = from_topology(&session.topology, "this machine").ok()?.with_gpus(base.shares.len()).ok()?;
+    let board = from_topology(&session.look.topology, "this machine").ok()?.with_gpus(base.shares.len()).ok()?;
     Some(Outlook::new(board, base.config.clone(), Alone::Step(base.step_estimate_s), NcclVersion::MODELLED))
 }
 
