@@ -75,7 +75,7 @@ fn page(result: &TuneResult, charts: &[Chart]) -> TunePage {
             Origin::SharedGpu => "ranks on one GPU: a laboratory",
         },
         class: if result.gain.is_some() { "good" } else { "none" },
-        headline: saved.unwrap_or_else(|| "The default is best".to_owned()),
+        headline: saved.unwrap_or_else(|| "No gain".to_owned()),
         sentences: std::iter::once(first).chain(rest).collect(),
         setting: result.best.setting.to_string(),
         facts: facts(result),

@@ -134,6 +134,9 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
             percent(other.gain.low),
             percent(other.gain.high),
         )),
+        _ if result.tried < 2 => {
+            said.push("The time was over before any other setting was launched: give more with --budget.".to_owned());
+        }
         _ => said.push(format!(
             "Nothing beats the default: of {} settings launched none was faster than it by more than noise ({} from \
              launch to launch).",

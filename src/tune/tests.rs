@@ -249,6 +249,8 @@ fn time_is_kept_and_the_confirmation_has_its_share() {
         // what has begun is ended: a round, and the first look
         assert!(found.spent.0 <= budget + 20.0, "{budget}: {}", found.spent);
         assert_eq!(found.ended, Ended::Time, "{budget}");
+        let said = &answered(&found).result.sentences[0];
+        assert_eq!(said.starts_with("The time was over"), found.ledger.tried() == 1, "{said}");
     }
 }
 
