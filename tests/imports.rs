@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use proptest::prelude::*;
-use rigscale::probe::import::{IMPORT_BYTES_MAX, Kind, import, import_as};
-use rigscale::probe::{Captured, judge, probe};
+use rigscale::probe::import::{IMPORT_BYTES_MAX, Kind, import, import_all, import_as};
+use rigscale::probe::{Captured, judge, probe, view_differences};
 use rigscale::topology::{
     Bridge, Gpu, GpuState, Missing, PathClass, PciAddress, PeerAccess, PeerStatus, Reading, Topology, from_nccl_xml,
     from_yaml, to_nccl_xml, to_yaml,
@@ -68,6 +68,7 @@ fn every_kind_is_known_by_its_own_words() {
         ("topo-m-", Kind::TopoMatrix),
         ("topo-p2p-", Kind::TopoP2p),
         ("smi-q-", Kind::SmiQuery),
+        ("env-", Kind::EnvReport),
     ];
     let mut seen = BTreeSet::new();
     for (name, text) in texts() {
@@ -100,13 +101,14 @@ fn rules_are_quiet_about_what_a_text_cannot_hold() {
     for name in quiet.iter().chain(&["lspci-one-card", "nccl-flat-numa-unknown", "nccl-vm-hidden-switch"]) {
         assert_eq!(judge(&imported(name)), [], "{name}");
     }
-    let told: [(&str, &[&str]); 8] = [
+    let told: [(&str, &[&str]); 9] = [
         ("topo-p2p-refused", &["p2p-refused-product"]),
         (
             "smi-q-2gpu",
             &["pcie-narrow-link", "pcie-narrow-link", "bar-below-memory", "power-limits-differ", "power-limit-lowered"],
         ),
         ("smi-q-sick", SICK),
+        ("env-5090", &["nccl-too-old"]),
         ("smi-q-old-passthrough", &["mig-enabled", "power-limit-lowered"]),
         ("lspci-lost-gpu", &["gpu-lost"]),
         ("lspci-unprivileged", &["pcie-link-unknown", "config-unreadable"]),
@@ -338,9 +340,107 @@ fn the_command_takes_any_kind_and_writes_xml() {
         let output = rigscale(&["probe", "--from", path.to_str().unwrap()]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
-        for kind in ["rigscale capture", "topology.yaml", "NCCL", "lstopo", "lspci", "topo -m", "-p2p", "nvidia-smi -q"]
-        {
+        for kind in [
+            "rigscale capture",
+            "topology.yaml",
+            "NCCL",
+            "lstopo",
+            "lspci",
+            "topo -m",
+            "-p2p",
+            "nvidia-smi -q",
+            "collect_env",
+        ] {
             assert!(said.contains(kind), "{said} lacks {kind}");
+        }
+    }
+}
+
+/// Texts about one machine become one: each fact from the first that tells it, GPUs by index in the order of the bus.
+#[test]
+fn several_texts_become_one_machine() {
+    let (lspci, grid) = (imported("lspci-root"), imported("topo-m-2gpu"));
+    let merged = lspci.merged(&grid).unwrap();
+    let addresses: Vec<String> = merged.nvidia_gpus().map(|gpu| gpu.address.to_string()).collect();
+    assert_eq!(addresses, ["0000:21:00.0", "0000:41:00.0"]);
+    assert_eq!(merged.nvlinks, Some(vec![]), "of the grid");
+    assert_eq!(merged.bridges, lspci.bridges, "of lspci");
+    assert_eq!(merged.merged(&lspci).unwrap(), merged);
+    assert_eq!(grid.merged(&lspci).unwrap().nvidia_gpus().count(), 2);
+    assert!(lspci.merged(&imported("topo-m-8gpu")).is_none(), "nobody knows which of eight the two are");
+
+    let report = format!("{}\n{}\n{}", text("lspci-root"), text("topo-m-2gpu"), text("env-5090"));
+    assert_eq!(Kind::all_of(&report), [Kind::Lspci, Kind::TopoMatrix, Kind::EnvReport]);
+    let (whole, remarks) = import_all(&report, "issue.txt").unwrap();
+    assert_eq!((whole.nvidia_gpus().count(), remarks.len()), (2, 2), "{remarks:?}");
+    assert!(remarks.iter().all(|remark| remark.ends_with("was added")), "{remarks:?}");
+    assert_eq!(whole.software.nccl.as_ref().unwrap().to_string(), "2.25.1");
+    assert!(judge(&whole).iter().any(|finding| finding.code == "nccl-too-old"));
+    let (_, remarks) = import_all(&format!("{}\n{}", text("lspci-root"), text("topo-m-8gpu")), "x").unwrap();
+    assert!(remarks[0].contains("left out: its GPUs are not those above"), "{remarks:?}");
+}
+
+#[test]
+fn the_command_takes_several_files_about_one_machine() {
+    let rigscale = |names: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rigscale"));
+        command.args(["probe", "--json"]).env("NO_COLOR", "1");
+        for name in names {
+            command.arg("--from").arg(root().join(name).join("input"));
+        }
+        command.output().unwrap()
+    };
+    let output = rigscale(&["lspci-root", "topo-m-2gpu", "env-5090"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["topology"]["software"]["nccl"], "2.25.1");
+    assert_eq!(report["nccl"]["pairs"][0]["a"], "0000:21:00.0");
+    let output = rigscale(&["lspci-root", "topo-m-8gpu"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("other GPUs"), "{output:?}");
+}
+
+#[test]
+fn hwlocs_view_is_held_against_ours() {
+    let ours = imported("lstopo-2socket");
+    assert_eq!(view_differences(&ours, &ours), [""; 0]);
+    let edits: [(&str, &str, &str); 2] = [
+        ("0000:17:00.0", "0000:18:00.0", "0000:17:00.0 is not seen there"),
+        ("os_index=\"1\"", "os_index=\"7\"", "NUMA"),
+    ];
+    for (from, to, expected) in edits {
+        let theirs = import(&text("lstopo-2socket").replace(from, to), "x").unwrap();
+        let found = view_differences(&ours, &theirs).join("\n");
+        assert!(found.contains(expected), "{from} to {to}: {found}");
+    }
+}
+
+/// As `scripts/fuzz`, with fixed seeds and for seconds: every kind of text, thousands of times cut, doubled and garbled.
+#[test]
+fn garbled_texts_of_every_kind_end_in_a_topology_or_an_error() {
+    use rand::{RngExt, SeedableRng};
+    for (number, (_, text)) in (0_u64..).zip(texts()) {
+        let kind = Kind::of(&text);
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(number);
+        for _ in 0..30 {
+            let mut bytes = text.clone().into_bytes();
+            for _ in 0..random.random_range(1..12) {
+                let (from, len) = (random.random_range(0..bytes.len()), random.random_range(1..64));
+                let to = (from + len).min(bytes.len());
+                match random.random_range(0..4) {
+                    0 => bytes[from] = random.random(),
+                    1 => drop(bytes.drain(from..to)),
+                    2 => bytes.splice(from..from, bytes[from..to].to_vec()).for_each(drop),
+                    _ => bytes.truncate(from.max(1)),
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+            }
+            let garbled = String::from_utf8_lossy(&bytes);
+            holds(None, &garbled);
+            holds(kind, &garbled);
+            let _ = import_all(&garbled, "x");
         }
     }
 }
@@ -398,7 +498,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_as_any_kind_never_panics(kind in 0..6_usize, text in "(\\PC|[\n\t<>/=\"]|GPU[0-9]|NV[0-9]| : | X |[0-9a-f:.]{2,8}){0,60}") {
+    fn any_text_as_any_kind_never_panics(kind in 0..Kind::ALL.len(), text in "(\\PC|[\n\t<>/=\"]|GPU[0-9]|NV[0-9]| : | X |[0-9a-f:.]{2,8}){0,60}") {
         holds(Some(Kind::ALL[kind]), &text);
         holds(None, &text);
     }

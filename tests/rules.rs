@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::Command;
 
 use rigscale::predict::{Calibration, Exchange, from_topology, ring};
-use rigscale::probe::{Captured, EXPECTATIONS, RULES, differences, judge, probe};
+use rigscale::probe::{
+    Acceptance, Captured, EXPECTATIONS, RULES, accepted, differences, judge, parse_acceptance, probe,
+};
 use rigscale::record::Severity;
 use rigscale::topology::from_yaml;
 
@@ -68,8 +70,9 @@ fn the_page_of_rules_is_that_of_the_table() {
             .unwrap();
         }
     }
-    page += "\n## Against a platform\n\nWhat `rigscale probe --expect topology.yaml` compares with a unit that is known to \
-             be good.\n\n| code | severity | question | remedy |\n| --- | --- | --- | --- |\n";
+    page += "\n## Against a platform\n\nWhat `rigscale probe --expect` compares with a unit that is known to be good: its \
+             topology.yaml, the platform.yaml that `rigscale probe -o DIR` writes of it, or a description like those in \
+             `topologies/`.\n\n| code | severity | question | remedy |\n| --- | --- | --- | --- |\n";
     for row in EXPECTATIONS {
         writeln!(page, "| `{}` | {} | {} | {} |", row.code, row.severity, row.question, row.remedy).unwrap();
     }
@@ -92,10 +95,23 @@ fn a_machine_is_held_against_its_platform() {
         ("container-one-gpu", "idle-gen1", &["platform-unknown"]),
         ("driver-mismatch", "idle-gen1", &["platform-unknown"]),
         ("lost-gpu", "threadripper-4gpu", &["platform-unknown"]),
-        ("set-by-hand", "riser-gen3", &["platform-peer-access"]),
-        ("idle-gen1", "switch-4gpu", &["platform-gpu-count", "platform-gpu-model", "platform-version"]),
-        ("slow-under-load", "switch-4gpu", &["platform-gpu-model", "platform-path", "platform-version"]),
-        ("bar-256m", "nvlink-bridge", &["platform-gpu-model", "platform-peer-access", "platform-window"]),
+        ("set-by-hand", "riser-gen3", &["platform-peer-access", "platform-transport"]),
+        ("settings-left", "worn-memory", &["platform-transport"]),
+        (
+            "idle-gen1",
+            "switch-4gpu",
+            &["platform-gpu-count", "platform-gpu-model", "platform-path", "platform-version"],
+        ),
+        (
+            "slow-under-load",
+            "switch-4gpu",
+            &["platform-gpu-model", "platform-path", "platform-transport", "platform-version"],
+        ),
+        (
+            "bar-256m",
+            "nvlink-bridge",
+            &["platform-gpu-model", "platform-peer-access", "platform-transport", "platform-window"],
+        ),
         ("older-capture", "threadripper-4gpu", &["platform-unknown", "platform-window"]),
     ];
     let mut seen = BTreeSet::new();
@@ -107,6 +123,74 @@ fn a_machine_is_held_against_its_platform() {
         seen.extend(codes);
     }
     assert_eq!(seen, EXPECTATIONS.iter().map(|row| row.code.to_owned()).collect());
+}
+
+/// What a good unit writes of itself it passes, and a unit that differs does not, by the same codes.
+#[test]
+fn a_machine_is_held_against_what_a_person_wrote() {
+    let topology = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("topology.yaml");
+        from_yaml(&fs::read_to_string(path).unwrap(), name).unwrap()
+    };
+    let rows: &[(&str, &str, &[&str])] = &[
+        ("idle-gen1", "idle-gen1", &[]),
+        ("threadripper-4gpu", "threadripper-4gpu", &[]),
+        ("server-8gpu", "server-8gpu", &[]),
+        ("slot-x8", "slow-under-load", &["platform-link"]),
+        ("settings-left", "worn-memory", &["platform-transport"]),
+        ("bar-256m", "idle-gen1", &["platform-gpu-model", "platform-link", "platform-transport", "platform-window"]),
+        ("lost-gpu", "threadripper-4gpu", &["platform-unknown"]),
+        ("idle-gen1", "threadripper-4gpu", &["platform-gpu-count", "platform-gpu-model", "platform-transport"]),
+    ];
+    for (name, platform, expected) in rows {
+        let wanted = Acceptance::of(&topology(platform));
+        assert_eq!(parse_acceptance(&wanted.to_text(), platform).unwrap(), wanted, "{}", wanted.to_text());
+        let codes: BTreeSet<String> =
+            accepted(&topology(name), &wanted).into_iter().map(|finding| finding.code).collect();
+        assert_eq!(codes, expected.iter().map(|code| (*code).to_owned()).collect(), "{name} against {platform}");
+    }
+    let wrong = [
+        ("schema: 9\ntitle: x\ngpus: []\n", "schema 9"),
+        ("schema: 1\ntitle: x\ngpus: [{lanes: 8}]\n", "lanes"),
+        ("schema: 1\ntitle: x\ngpus: [{slot: \"0000:01:00.0\"}, {slot: \"0000:01:00.0\"}]\n", "stands here twice"),
+    ];
+    for (text, expected) in wrong {
+        let error = parse_acceptance(text, "p.yaml").unwrap_err().to_string();
+        assert!(error.starts_with("p.yaml:") && error.contains(expected), "{error}");
+    }
+}
+
+/// The command takes a platform in each of its three forms, and tells them apart.
+#[test]
+fn the_command_takes_any_platform() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let machine = root.join("tests/machines/slot-x8/machine.jsonl");
+    let run = |arguments: &[&Path]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rigscale"));
+        command.args(["probe", "--json", "--from"]).arg(&machine).args(arguments).output().unwrap()
+    };
+    let output = run(&[Path::new("-o"), folder.path()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let own = folder.path().join("platform.yaml");
+    let good = root.join("tests/machines/slow-under-load/topology.yaml");
+    let catalogue = root.join("topologies/asus-wrx90e-sage-se.yaml");
+    for (platform, code) in [(own, 0), (good, 4), (catalogue, 4)] {
+        let output = run(&[Path::new("--expect"), &platform]);
+        assert_eq!(output.status.code(), Some(code), "{}: {output:?}", platform.display());
+    }
+}
+
+#[test]
+fn one_rule_can_be_shown() {
+    let rules = |code: &str| Command::new(env!("CARGO_BIN_EXE_rigscale")).args(["rules", code]).output().unwrap();
+    let text = String::from_utf8(rules("acs-redirect").stdout).unwrap();
+    let rule = RULES.iter().find(|rule| rule.code == "acs-redirect").unwrap();
+    assert!(text.starts_with("warning  acs-redirect\n") && text.contains("disable_acs_redir"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80) && text.contains(&rule.question[..40]), "{text}");
+    let unknown = rules("no-such-rule");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no-such-rule"));
 }
 
 /// The rule on NCCL's fallback and the model of NCCL's search tell of the same machines.

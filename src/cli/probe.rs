@@ -2,26 +2,28 @@
 
 mod error;
 mod findings;
+mod from;
+mod nccl;
 mod peers;
 mod tables;
 mod tree;
 
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use crate::probe::import::{Kind, import, not_a_text};
-use crate::probe::{CAPTURE_BYTES_MAX, Captured, differences, probe};
-use crate::record::{Finding, RecordError, Severity, Unjudged, read_text, write_whole};
+use crate::probe::{Acceptance, view_differences};
+use crate::record::{Finding, Severity, Unjudged, write_whole};
 use crate::report::machine_svg;
-use crate::topology::{PciAddress, Topology, YAML_BYTES_MAX, from_yaml, to_nccl_xml};
+use crate::topology::{PciAddress, Topology, to_nccl_xml};
 
 pub(super) use error::ProbeCommandError;
 pub(super) use findings::list as list_findings;
 pub(super) use tables::{plain_table, write as write_table};
+
+use nccl::Outlook;
 
 use super::look::Look;
 use super::{Exit, Output};
@@ -32,22 +34,34 @@ use super::{Exit, Output};
   rigscale probe
   rigscale probe --from machine.jsonl --json
   rigscale probe -o reports/today
-  rigscale probe --expect golden/topology.yaml
+  rigscale probe --long
+  rigscale probe --expect golden/platform.yaml
+  rigscale probe --from lspci.txt --from topo-m.txt --from smi-q.txt
   rigscale probe --from lspci.txt --nccl-xml topology.xml
   rigscale probe --from machine.jsonl --svg machine.svg
 
 Exit codes: 0 no fault, 4 a fault was found, 2 the file given with --from or --expect cannot be read")]
 pub(super) struct Args {
     /// Probe a file instead of this machine: a capture, a topology.yaml, NCCL topology XML, lstopo XML, or the text of
-    /// lspci -vvvnn, nvidia-smi topo -m, nvidia-smi topo -p2p or nvidia-smi -q
+    /// lspci -vvvnn, nvidia-smi topo -m, nvidia-smi topo -p2p, nvidia-smi -q or collect_env. Given several times: texts
+    /// about one machine, of which the first that tells a fact counts
     #[arg(long, value_name = "FILE")]
-    from: Option<PathBuf>,
+    from: Vec<PathBuf>,
 
-    /// Also hold the machine against a platform: the topology.yaml of a unit that is known to be good
+    /// Also hold the machine against a platform: a platform.yaml, the topology.yaml of a unit that is known to be good, or
+    /// a description like those in topologies/
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
 
-    /// Write topology.yaml, findings.json and machine.jsonl into this folder
+    /// Also show windows to memory, ACS, ASPM, ECC, power limit and persistence of each GPU
+    #[arg(long)]
+    long: bool,
+
+    /// Say where hwloc sees this machine differently: XML of `lstopo --of xml FILE`
+    #[arg(long, value_name = "FILE")]
+    hwloc: Option<PathBuf>,
+
+    /// Write topology.yaml, platform.yaml, findings.json and machine.jsonl into this folder
     #[arg(long, short, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -66,6 +80,11 @@ struct Report<'a> {
     topology: &'a Topology,
     findings: &'a [Finding],
     unjudged: &'a [Unjudged],
+    nccl: Outlook,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hwloc: Option<Vec<String>>,
+    #[serde(skip)]
+    long: bool,
     #[serde(skip)]
     colour: bool,
 }
@@ -75,18 +94,21 @@ struct Report<'a> {
 /// # Errors
 /// The file cannot be used, or the results not be written.
 pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> {
-    let platform = args.expect.as_deref().map(platform).transpose()?;
-    let mut look = match &args.from {
-        Some(path) => from_file(path)?,
-        None => Look::live()?,
+    let platform = args.expect.as_deref().map(from::platform).transpose()?;
+    let mut look = match args.from.is_empty() {
+        false => from::files(&args.from, out)?,
+        true => Look::live()?,
     };
     if let Some(platform) = platform {
-        look.findings.extend(differences(&look.topology, &platform));
+        look.findings.extend(platform.differences(&look.topology));
         look.findings.sort_by_key(|finding| finding.severity);
     }
+    let hwloc = args.hwloc.as_deref().map(from::hwloc).transpose()?;
+    let hwloc = hwloc.map(|theirs| view_differences(&look.topology, &theirs));
     if let Some(path) = &args.out {
         std::fs::create_dir_all(path).map_err(|source| ProbeCommandError::Folder { path: path.into(), source })?;
         look.write(path)?;
+        write_whole(&path.join("platform.yaml"), Acceptance::of(&look.topology).to_text().as_bytes())?;
     }
     if let Some(path) = &args.nccl_xml {
         write_whole(path, to_nccl_xml(&look.topology).as_bytes())?;
@@ -95,8 +117,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
         let svg = machine_svg(&look.topology)?.ok_or(ProbeCommandError::NothingToDraw)?;
         write_whole(path, svg.as_bytes())?;
     }
-    let report =
-        Report { topology: &look.topology, findings: &look.findings, unjudged: &look.unjudged, colour: out.colour() };
+    let report = Report::of(&look, hwloc, args.long, out.colour());
     out.emit(&report).map_err(|source| ProbeCommandError::Print { source })?;
     if let Some(folder) = &args.out {
         out.remark(format!("written to {}", folder.display()));
@@ -108,33 +129,11 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, ProbeCommandError> 
     Ok(if fault { Exit::Fault } else { Exit::Pass })
 }
 
-/// The topology of a unit that is known to be good.
-fn platform(path: &Path) -> Result<Topology, ProbeCommandError> {
-    let text = read_text(path, YAML_BYTES_MAX as u64)?;
-    let name = path.display().to_string();
-    from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))
-}
-
-/// A capture begins with a brace; a topology holds a key at the start of a line that no tool prints there.
-fn from_file(path: &Path) -> Result<Look, ProbeCommandError> {
-    let name = path.display().to_string();
-    let text = match read_text(path, CAPTURE_BYTES_MAX as u64) {
-        Err(RecordError::File { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
-            return Err(ProbeCommandError::Import(Box::new(not_a_text(&name))));
-        }
-        read => read?,
-    };
-    if !text.trim_start().starts_with('{') {
-        let is_yaml = text.lines().any(|line| ["schema:", "machine:"].iter().any(|key| line.starts_with(key)));
-        let topology = match is_yaml && Kind::of(&text).is_none() {
-            true => from_yaml(&text, &name).map_err(|error| ProbeCommandError::Topology(Box::new(error)))?,
-            false => import(&text, &name).map_err(|error| ProbeCommandError::Import(Box::new(error)))?,
-        };
-        return Ok(Look::of(topology, None));
+impl<'a> Report<'a> {
+    fn of(look: &'a Look, hwloc: Option<Vec<String>>, long: bool, colour: bool) -> Self {
+        let (topology, findings, unjudged) = (&look.topology, look.findings.as_slice(), look.unjudged.as_slice());
+        Self { topology, findings, unjudged, nccl: Outlook::of(topology), hwloc, long, colour }
     }
-    let captured = Captured::parse(&text, &name).map_err(|error| ProbeCommandError::Capture(Box::new(error)))?;
-    let topology = probe(&captured).map_err(|source| ProbeCommandError::Probe { file: name, source })?;
-    Ok(Look::of(topology, Some(text)))
 }
 
 impl fmt::Display for Report<'_> {
@@ -143,8 +142,18 @@ impl fmt::Display for Report<'_> {
         writeln!(out)?;
         tree::draw(out, self.topology)?;
         tables::gpus(out, self.topology)?;
+        if self.long {
+            tables::details(out, self.topology)?;
+        }
         tables::pairs(out, self.topology)?;
         peers::list(out, self.topology)?;
+        self.nccl.write(out)?;
+        for difference in self.hwloc.iter().flatten() {
+            out.write_str(&wrapped(&format!("{:19}", "hwloc differs"), difference))?;
+        }
+        if self.hwloc.as_ref().is_some_and(Vec::is_empty) {
+            writeln!(out, "{:19}it sees the same NUMA nodes, CPUs and bridges", "hwloc")?;
+        }
         writeln!(out)?;
         findings::list(out, self.findings, self.colour)?;
         findings::unjudged(out, self.unjudged)
@@ -194,13 +203,14 @@ fn wrapped(first: &str, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn printed(name: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("machine.jsonl");
-        let look = from_file(&path).unwrap();
-        Report { topology: &look.topology, findings: &look.findings, unjudged: &look.unjudged, colour: false }
-            .to_string()
+        let look = from::files(&[path], &Output { json: false, quiet: true }).unwrap();
+        Report::of(&look, Some(Vec::new()), true, false).to_string()
     }
 
     #[test]
@@ -232,6 +242,27 @@ mod tests {
         }
         let gpu = lines.iter().find(|line| line.contains("─ 0000:06:00.0")).unwrap();
         assert!(gpu.ends_with("Gen1 x16 (max Gen5 x16)"), "{gpu}");
+    }
+
+    #[test]
+    fn what_is_unknown_is_said_and_what_nccl_will_do() {
+        let flat = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let printed = |name: &str| flat(printed(name));
+        let text = printed("answers-garbled");
+        assert!(text.contains("P2P read 2 × unknown (garbled: NVML: an unknown error"), "{text}");
+        assert!(text.contains("rules could not judge") && text.contains("p2p-refused"), "{text}");
+        assert!(!printed("idle-gen1").contains("could not judge"));
+        let text = printed("slow-under-load");
+        assert!(text.contains("12 × granted") && text.contains("host memory (NODE is beyond PXB"), "{text}");
+        let text = printed("server-8gpu");
+        assert!(text.contains("Ring NCCL finds none and falls back to simple order"), "{text}");
+        let text = printed("set-by-hand");
+        assert!(text.contains("the driver answers DR"), "{text}");
+        // Of a bridged pair no PCIe path is told, and its links are.
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/imports/topo-m-nvlink/input");
+        let look = from::files(&[path], &Output { json: false, quiet: true }).unwrap();
+        let text = flat(Report::of(&look, None, false, false).to_string());
+        assert!(text.contains("NV4") && text.contains("NVLink (the GPUs are joined by NVLink)"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::record::{Finding, Severity};
 use crate::topology::{Gpu, Missing, PciAddress, PeerAccess, PeerStatus, Reading, Topology};
 
 use super::Breach;
+use super::transport::transports;
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +68,14 @@ pub const EXPECTATIONS: &[Expectation] = &[
         check: peer_access,
     },
     Expectation {
+        code: "platform-transport",
+        severity: Severity::Warning,
+        question: "Will NCCL carry data between GPUs as on the platform?",
+        remedy: "Compare NCCL's version and settings (environment, ~/.nccl.conf, /etc/nccl.conf), the driver and the slots \
+                 with those of the platform's good unit.",
+        check: transport,
+    },
+    Expectation {
         code: "platform-unknown",
         severity: Severity::Warning,
         question: "Is each fact known that the platform has?",
@@ -82,27 +91,57 @@ pub const EXPECTATIONS: &[Expectation] = &[
     },
 ];
 
+impl Expectation {
+    /// A difference as a finding.
+    pub(super) fn finding(&self, breach: Breach) -> Finding {
+        Finding {
+            code: self.code.to_owned(),
+            severity: self.severity,
+            addresses: breach.addresses,
+            seen: breach.seen,
+            expected: format!("{} (the platform)", breach.expected),
+            remedy: self.remedy.to_owned(),
+        }
+    }
+}
+
+/// The row of a code.
+pub(super) fn row(code: &str) -> Option<&'static Expectation> {
+    EXPECTATIONS.iter().find(|row| row.code == code)
+}
+
 /// Holds `topology` against `platform`. The gravest findings come first.
 #[must_use]
 pub fn differences(topology: &Topology, platform: &Topology) -> Vec<Finding> {
     let mut findings = Vec::new();
     for row in EXPECTATIONS {
-        findings.extend((row.check)(topology, platform).into_iter().map(|breach| Finding {
-            code: row.code.to_owned(),
-            severity: row.severity,
-            addresses: breach.addresses,
-            seen: breach.seen,
-            expected: format!("{} (the platform)", breach.expected),
-            remedy: row.remedy.to_owned(),
-        }));
+        findings.extend((row.check)(topology, platform).into_iter().map(|breach| row.finding(breach)));
     }
     findings.sort_by_key(|finding| finding.severity);
     findings
 }
 
-/// Each NVIDIA GPU beside that of the platform, in the order of their addresses.
+/// Each NVIDIA GPU beside that of the platform: of the same address; else below the same port; the rest in order.
 fn pairs<'a>(topology: &'a Topology, platform: &'a Topology) -> Vec<(&'a Gpu, &'a Gpu)> {
-    topology.nvidia_gpus().zip(platform.nvidia_gpus()).collect()
+    let mut here: Vec<&Gpu> = topology.nvidia_gpus().collect();
+    let mut there: Vec<&Gpu> = platform.nvidia_gpus().collect();
+    let mut pairs = Vec::new();
+    let same: [fn(&Gpu, &Gpu) -> bool; 3] =
+        [|a, b| a.address == b.address, |a, b| a.parent.is_some() && a.parent == b.parent, |_, _| true];
+    for same in same {
+        here.retain(|gpu| {
+            let found = there.iter().position(|wanted| same(gpu, wanted));
+            pairs.extend(found.map(|place| (*gpu, there.remove(place))));
+            found.is_none()
+        });
+    }
+    pairs.sort_by_key(|(gpu, _)| gpu.address);
+    pairs
+}
+
+/// The address on this machine of a GPU of the platform.
+fn here(pairs: &[(&Gpu, &Gpu)], wanted: PciAddress) -> Option<PciAddress> {
+    pairs.iter().find(|(_, there)| there.address == wanted).map(|(gpu, _)| gpu.address)
 }
 
 fn breach(gpu: &Gpu, seen: String, expected: String) -> Breach {
@@ -111,16 +150,37 @@ fn breach(gpu: &Gpu, seen: String, expected: String) -> Breach {
 
 fn count(topology: &Topology, platform: &Topology) -> Vec<Breach> {
     let (found, wanted) = (topology.nvidia_gpus().count(), platform.nvidia_gpus().count());
-    let here: Vec<PciAddress> = topology.nvidia_gpus().map(|gpu| gpu.address).collect();
-    let gone = platform.nvidia_gpus().filter(|gpu| !here.contains(&gpu.address)).map(|gpu| gpu.address.to_string());
     match found == wanted {
         true => Vec::new(),
         false => vec![Breach {
-            addresses: gone.collect(),
+            addresses: gone(topology, platform.nvidia_gpus().map(|gpu| gpu.address)),
             seen: format!("{found} NVIDIA GPU(s)"),
             expected: wanted.to_string(),
         }],
     }
+}
+
+/// Those of the wanted addresses that hold no NVIDIA GPU here.
+pub(super) fn gone(topology: &Topology, wanted: impl Iterator<Item = PciAddress>) -> Vec<String> {
+    let here: Vec<PciAddress> = topology.nvidia_gpus().map(|gpu| gpu.address).collect();
+    wanted.filter(|address| !here.contains(address)).map(|address| address.to_string()).collect()
+}
+
+/// What NCCL will use between the GPUs that stand for a pair of the platform.
+fn transport(topology: &Topology, platform: &Topology) -> Vec<Breach> {
+    let beside = pairs(topology, platform);
+    let found = transports(topology);
+    let judged = transports(platform).into_iter().filter_map(|wanted| {
+        let (a, b) = (here(&beside, wanted.a)?, here(&beside, wanted.b)?);
+        let pair = found.iter().find(|pair| (pair.a, pair.b) == (a.min(b), a.max(b)))?;
+        let (carrier, want) = (pair.carrier?, wanted.carrier?);
+        (carrier != want).then(|| Breach {
+            addresses: vec![pair.a.to_string(), pair.b.to_string()],
+            seen: format!("NCCL will use {carrier}: {}", pair.why),
+            expected: want.to_string(),
+        })
+    });
+    judged.collect()
 }
 
 fn model(topology: &Topology, platform: &Topology) -> Vec<Breach> {
@@ -148,10 +208,10 @@ fn window(topology: &Topology, platform: &Topology) -> Vec<Breach> {
 }
 
 fn path(topology: &Topology, platform: &Topology) -> Vec<Breach> {
-    if topology.pairs.len() != platform.pairs.len() {
-        return Vec::new();
-    }
-    let judged = topology.pairs.iter().zip(&platform.pairs).filter_map(|(pair, wanted)| {
+    let beside = pairs(topology, platform);
+    let judged = platform.pairs.iter().filter_map(|wanted| {
+        let (a, b) = (here(&beside, wanted.a)?, here(&beside, wanted.b)?);
+        let pair = topology.pairs.iter().find(|pair| (pair.a, pair.b) == (a.min(b), a.max(b)))?;
         let (found, nearest) = (pair.path.as_ref().ok()?, wanted.path.as_ref().ok()?);
         (nearest < found).then(|| Breach {
             addresses: vec![pair.a.to_string(), pair.b.to_string()],
@@ -163,13 +223,13 @@ fn path(topology: &Topology, platform: &Topology) -> Vec<Breach> {
 }
 
 fn peer_access(topology: &Topology, platform: &Topology) -> Vec<Breach> {
-    if topology.peers.len() != platform.peers.len() {
-        return Vec::new();
-    }
+    let beside = pairs(topology, platform);
     let granted = |status: &Reading<PeerStatus>| *status == Ok(PeerStatus::Ok);
     let refused =
         |status: &Reading<PeerStatus>| status.as_ref().ok().copied().filter(|status| *status != PeerStatus::Ok);
-    let judged = topology.peers.iter().zip(&platform.peers).filter_map(|(peer, wanted): (&PeerAccess, &PeerAccess)| {
+    let judged = platform.peers.iter().filter_map(|wanted: &PeerAccess| {
+        let ends = (here(&beside, wanted.from)?, here(&beside, wanted.to)?);
+        let peer = topology.peers.iter().find(|peer| (peer.from, peer.to) == ends)?;
         let ways = [("read", &peer.read, &wanted.read), ("write", &peer.write, &wanted.write)];
         let (what, status) =
             ways.into_iter().find_map(|(what, here, there)| Some((what, refused(here).filter(|_| granted(there))?)))?;

@@ -2,6 +2,7 @@
 //! Knows sysfs, procfs and NVML facts; hides where each comes from.
 //! Never changes anything on the machine, and never takes a missing answer for "off" or "fine".
 
+mod acceptance;
 mod ask;
 mod capture;
 mod captured;
@@ -17,15 +18,18 @@ mod question;
 mod redact;
 mod rules;
 mod transport;
+mod views;
 
+pub use acceptance::{ACCEPTANCE_SCHEMA, Acceptance, AcceptedGpu, accepted, parse_acceptance};
 pub use capture::{CAPTURE_SCHEMA, RecordError, Recorder, capture_schema};
 pub use captured::{CAPTURE_BYTES_MAX, CaptureError, Captured, WrongLine};
 pub use expect::{EXPECTATIONS, Expectation, differences};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;
-pub use rules::{Breach, RULES, Rule, judge, unjudged};
+pub use rules::{Breach, Lost, RULES, Rule, judge, unjudged};
 pub use transport::{Carrier, NcclSetting, Predicted, SetIn, nccl_setting, nccl_settings, transports};
+pub use views::view_differences;
 
 use crate::topology::{self, Topology};
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::topology::{Missing, Pair, PathClass, PciAddress, PeerStatus, Reading, Topology, Version};
 
@@ -142,7 +142,7 @@ fn level(topology: &Topology) -> Reading<(Level, String)> {
 }
 
 /// What carries data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Carrier {
     /// NVLink.

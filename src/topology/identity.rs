@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use crate::units::Watts;
 
-use super::{Gpu, Reading, Topology};
+use super::{Gpu, Missing, Reading, Topology};
 
 /// The fact, or `unknown` with the reason.
 fn say<T: Display>(reading: &Reading<T>) -> String {
@@ -57,6 +57,11 @@ impl Topology {
         if self.has_nvidia_gpu() {
             lines.push(("NVIDIA driver", say(&self.nvidia.version)));
             lines.push(("CUDA of the driver", say(&self.nvidia.cuda)));
+            let software = &self.software;
+            let versions = [("NCCL", &software.nccl), ("cuDNN", &software.cudnn), ("cuBLAS", &software.cublas)];
+            // What an older file was never asked takes no line.
+            let asked = versions.into_iter().filter(|(_, version)| **version != Err(Missing::not_asked()));
+            lines.extend(asked.map(|(label, version)| (label, say(version))));
         }
         let label = |(label, text): (&str, String)| (label.to_owned(), text);
         let gpus = self.gpus.iter().map(|gpu| (format!("GPU {}", gpu.address), gpu_line(gpu)));

@@ -10,6 +10,7 @@ mod gpu;
 mod identity;
 mod link;
 mod machine;
+mod merge;
 mod names;
 mod nccl_xml;
 mod nvlink;

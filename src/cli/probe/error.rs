@@ -8,11 +8,12 @@ use thiserror::Error;
 
 use crate::cli::Exit;
 use crate::cli::look::LookError;
+use crate::predict::PredictError;
 use crate::probe::import::ImportError;
 use crate::probe::{CaptureError, ProbeError};
 use crate::record::RecordError;
 use crate::report::ReportError;
-use crate::topology::TopologyError;
+use crate::topology::{TopologyError, WrongPlace};
 
 /// What `probe`, `capture` and `rules` can fail with.
 #[derive(Debug, Error, Diagnostic)]
@@ -46,6 +47,33 @@ pub(in crate::cli) enum ProbeCommandError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Import(Box<ImportError>),
+    /// A platform of the catalogue makes no sense.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Platform(Box<PredictError>),
+    /// A platform for acceptance makes no sense.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Acceptance(Box<WrongPlace>),
+    /// Files that tell of several machines.
+    #[error("{file} tells of other GPUs than the files before it")]
+    #[diagnostic(help(
+        "give --from texts about one machine: those that name GPUs by index need one that lists as many"
+    ))]
+    Unlike {
+        /// The file.
+        file: String,
+    },
+    /// No file at all.
+    #[error("no file was given")]
+    NothingGiven,
+    /// No rule has this code.
+    #[error("no rule has the code {code}")]
+    #[diagnostic(help("`rigscale rules` lists all; those of `rigscale measure` stand in docs/links.md"))]
+    NoRule {
+        /// The code.
+        code: String,
+    },
     /// A capture does not hold what the probe asks.
     #[error("could not probe {file}")]
     Probe {
@@ -86,6 +114,11 @@ impl ProbeCommandError {
             Self::Capture(_) | Self::Topology(_) | Self::Import(_) | Self::Probe { .. } | Self::NothingToDraw => {
                 Exit::Usage
             }
+            Self::Platform(_)
+            | Self::Acceptance(_)
+            | Self::Unlike { .. }
+            | Self::NothingGiven
+            | Self::NoRule { .. } => Exit::Usage,
             _ => Exit::Failed,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::topology::{PciAddress, PeerAccess, PeerStatus, Reading, Topology};
+use crate::topology::{PciAddress, PeerAccess, PeerStatus, Reading, Topology, Why};
 
 use super::{shown, wrapped};
 
@@ -13,7 +13,12 @@ pub(super) fn list(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Re
         grant(
             out,
             name,
-            topology.peers.iter().filter_map(|peer| told(peer).as_ref().ok().map(|status| granted(*status))),
+            topology.peers.iter().filter_map(|peer| match told(peer) {
+                Ok(status) => Some(granted(*status).to_owned()),
+                // What nobody told has no line; what could not be found out has.
+                Err(missing) if matches!(missing.why, Why::Untold | Why::NotAsked | Why::Unsupported) => None,
+                Err(missing) => Some(format!("unknown ({missing})")),
+            }),
         )?;
     }
     let unnamed = topology.peers.iter().filter(|peer| CAPABILITIES.iter().all(|(_, told)| told(peer).is_err()));

@@ -5,7 +5,8 @@ use std::fmt;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::topology::{PciAddress, Topology};
+use crate::topology::{Acs, Gpu, PciAddress, Reading, Topology, Why};
+use crate::units::Watts;
 
 use super::{COLUMNS, cut, shown, wrapped};
 
@@ -53,7 +54,7 @@ pub(super) fn gpus(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Re
         let memory = gpu.nvml.as_ref().and_then(|nvml| nvml.memory_bytes.as_ref().ok());
         table.add_row([
             shown(gpu.address),
-            cut(gpu.name().trim_start_matches("NVIDIA "), 29),
+            cut(gpu.name().trim_start_matches("NVIDIA "), 60),
             memory.map_or_else(|| "–".to_owned(), ToString::to_string),
             gpu.numa_node.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string),
             gpu.narrowest.as_ref().map_or_else(|_| "unknown".to_owned(), |hop| hop.lanes().to_string()),
@@ -62,12 +63,72 @@ pub(super) fn gpus(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Re
     write(out, &table)
 }
 
+/// What a fact says in a cell: `–` where the device does not offer it or a text does not tell it, `?` where it is unknown.
+fn cell<T>(fact: &Reading<T>, say: impl Fn(&T) -> String) -> String {
+    match fact {
+        Ok(fact) => say(fact),
+        Err(missing) if matches!(missing.why, Why::Unsupported | Why::Untold | Why::NotAsked) => "–".to_owned(),
+        Err(_) => "?".to_owned(),
+    }
+}
+
+/// One more row for each NVIDIA GPU: how it is set.
+pub(super) fn details(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Result {
+    let mut table = plain_table();
+    table.set_header(["address", "window", "ACS", "ASPM", "ECC", "power limit", "persistence"]);
+    let switch = |on: &bool| if *on { "on" } else { "off" }.to_owned();
+    for gpu in topology.nvidia_gpus() {
+        let Some(state) = &gpu.nvml else { continue };
+        let window = match &state.bar1_bytes {
+            Err(_) => cell(&gpu.frame_buffer, |bar| bar.bytes.to_string()),
+            told => cell(told, ToString::to_string),
+        };
+        let limit = |limit: &u32| {
+            let sold = state.power_default_mw.as_ref().ok().filter(|sold| *sold != limit);
+            let watts = |milli: u32| Watts(f64::from(milli) / 1e3);
+            watts(*limit).to_string() + &sold.map_or_else(String::new, |sold| format!(" of {}", watts(*sold)))
+        };
+        table.add_row([
+            shown(gpu.address),
+            window,
+            redirects(topology, gpu),
+            cell(&gpu.pcie.aspm, ToString::to_string),
+            cell(&state.condition.ecc, switch),
+            cell(&state.power_limit_mw, limit),
+            cell(&state.persistence, switch),
+        ]);
+    }
+    write(out, &table)?;
+    out.write_str(&wrapped(
+        "",
+        "ACS: what the ports above the GPU do to packets of peers; – not offered or told, ? unknown",
+    ))
+}
+
+/// Whether a port above the GPU redirects.
+fn redirects(topology: &Topology, gpu: &Gpu) -> String {
+    let chain = topology.chain(gpu);
+    let acs = |say: fn(&Reading<Acs>) -> bool| chain.iter().any(|bridge| say(&bridge.pcie.acs));
+    if acs(|acs| acs.as_ref().is_ok_and(|acs| !acs.redirects().is_empty())) {
+        "redirects".to_owned()
+    } else if acs(|acs| acs.as_ref().is_err_and(|missing| matches!(missing.why, Why::Denied | Why::Garbled))) {
+        "?".to_owned()
+    } else if chain.is_empty() || acs(|acs| acs.as_ref().is_err_and(|missing| missing.why != Why::Absent)) {
+        "–".to_owned()
+    } else {
+        "direct".to_owned()
+    }
+}
+
 /// How each pair of GPUs is connected: a matrix, or counts where a matrix would not fit.
 pub(super) fn pairs(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Result {
     let mut gpus: Vec<PciAddress> = topology.pairs.iter().flat_map(|pair| [pair.a, pair.b]).collect();
     gpus.sort_unstable();
     gpus.dedup();
     let class = |a: PciAddress, b: PciAddress| {
+        if topology.is_bridged(a, b) {
+            return topology.nvlinks_between(a, b).map_or_else(|| "NV".to_owned(), |count| format!("NV{count}"));
+        }
         let pair = topology.pairs.iter().find(|pair| (pair.a, pair.b) == (a.min(b), a.max(b)));
         pair.map_or_else(
             || "".to_owned(),
@@ -98,6 +159,6 @@ pub(super) fn pairs(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::R
     }
     write(out, &table)?;
     let meanings = "PIX one switch, PXB several switches, PHB one host bridge, NODE one NUMA node, SYS across NUMA \
-                    nodes, ? unknown";
+                    nodes, NV# joined by NVLinks, ? unknown";
     out.write_str(&wrapped("", meanings))
 }

@@ -47,9 +47,11 @@ fn lines(out: &mut fmt::Formatter<'_>, branches: &[Branch], before: &str) -> fmt
         if branch.link.is_empty() {
             writeln!(out, "{}", cut(&format!("{head}{}", branch.text), COLUMNS))?;
         } else {
-            let room = COLUMNS - LINK_COLUMNS - 1;
-            let text = cut(&format!("{head}{}", branch.text), room);
-            writeln!(out, "{text:room$} {}", cut(&branch.link, LINK_COLUMNS))?;
+            // A short link leaves its room to the name.
+            let link = cut(&branch.link, LINK_COLUMNS);
+            let (column, most) = (COLUMNS - LINK_COLUMNS - 1, COLUMNS - link.chars().count() - 1);
+            let text = cut(&format!("{head}{}", branch.text), most);
+            writeln!(out, "{text:column$} {link}")?;
         }
         lines(out, &branch.below, &format!("{before}{}", if last { "   " } else { "│  " }))?;
     }

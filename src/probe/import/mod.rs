@@ -4,6 +4,7 @@
 //! stay quiet about what such a text cannot hold. A text is untrusted: at most [`IMPORT_BYTES_MAX`], and whatever is in
 //! it, the end is a topology or an error with its place.
 
+mod env_report;
 mod grid;
 mod hwloc;
 mod lspci;
@@ -39,36 +40,42 @@ pub enum Kind {
     TopoP2p,
     /// `nvidia-smi -q`.
     SmiQuery,
+    /// `python -m torch.utils.collect_env`.
+    EnvReport,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::NcclXml, Self::Hwloc, Self::Lspci, Self::TopoMatrix, Self::TopoP2p, Self::SmiQuery];
+    pub const ALL: [Self; 7] =
+        [Self::NcclXml, Self::Hwloc, Self::Lspci, Self::TopoMatrix, Self::TopoP2p, Self::SmiQuery, Self::EnvReport];
 
     /// The kind of a text, as its own words show it.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {
+        Self::all_of(text).into_iter().next()
+    }
+
+    /// Every kind that a text holds: a bug report holds several, one after the other.
+    #[must_use]
+    pub fn all_of(text: &str) -> Vec<Self> {
         let start = text.trim_start_matches('\u{feff}').trim_start();
         if start.starts_with('<') {
             let named = |tag: &str| start.split('<').any(|part| part.strip_prefix(tag).is_some_and(ends_tag));
             return match (named("system"), named("topology")) {
-                (true, false) => Some(Self::NcclXml),
-                (_, true) => Some(Self::Hwloc),
-                _ => None,
+                (true, false) => vec![Self::NcclXml],
+                (_, true) => vec![Self::Hwloc],
+                _ => Vec::new(),
             };
         }
-        if smi_query::is_one(text) {
-            return Some(Self::SmiQuery);
-        }
-        if lspci::is_one(text) {
-            return Some(Self::Lspci);
-        }
-        match Grid::kinds(text) {
-            (true, _) => Some(Self::TopoMatrix),
-            (_, true) => Some(Self::TopoP2p),
-            _ => None,
-        }
+        let (paths, grants) = Grid::kinds(text);
+        let held = [
+            (smi_query::is_one(text), Self::SmiQuery),
+            (lspci::is_one(text), Self::Lspci),
+            (paths, Self::TopoMatrix),
+            (grants && !paths, Self::TopoP2p),
+            (env_report::is_one(text), Self::EnvReport),
+        ];
+        held.into_iter().filter(|(held, _)| *held).map(|(_, kind)| kind).collect()
     }
 }
 
@@ -86,6 +93,7 @@ impl fmt::Display for Kind {
             Self::TopoMatrix => "nvidia-smi topo -m",
             Self::TopoP2p => "nvidia-smi topo -p2p",
             Self::SmiQuery => "nvidia-smi -q",
+            Self::EnvReport => "collect_env",
         })
     }
 }
@@ -120,7 +128,7 @@ pub enum ImportError {
 /// What can be given.
 const KINDS_HELP: &str = "give a capture of `rigscale capture`, a topology.yaml of `rigscale probe -o DIR`, NCCL topology \
                           XML (NCCL_TOPO_DUMP_FILE), XML of lstopo (`lstopo --of xml`), or the text of `lspci -vvvnn`, \
-                          `nvidia-smi topo -m`, `nvidia-smi topo -p2p r` or `nvidia-smi -q`";
+                          `nvidia-smi topo -m`, `nvidia-smi topo -p2p r`, `nvidia-smi -q` or PyTorch's `collect_env`";
 
 /// Makes a topology of a text of any [`Kind`]; `file` is the name for errors.
 ///
@@ -137,6 +145,30 @@ pub fn import(text: &str, file: &str) -> Result<Topology, ImportError> {
         None if text.contains('\0') => Err(unknown("this is no text")),
         None => Err(unknown("this describes no machine in any form that rigscale reads")),
     }
+}
+
+/// Makes one topology of everything that a text holds, the kind that tells most first; and says of each further kind
+/// whether it was added.
+///
+/// # Errors
+/// As [`import`], of the first kind.
+pub fn import_all(text: &str, file: &str) -> Result<(Topology, Vec<String>), ImportError> {
+    let mut topology = import(text, file)?;
+    let mut remarks = Vec::new();
+    for kind in Kind::all_of(text).into_iter().skip(1) {
+        let added = match import_as(kind, text, file) {
+            Ok(other) => topology.merged(&other).ok_or_else(|| "its GPUs are not those above".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        match added {
+            Ok(merged) => {
+                topology = merged;
+                remarks.push(format!("{file} also holds the text of {kind}, which was added"));
+            }
+            Err(why) => remarks.push(format!("{file} also holds the text of {kind}, which was left out: {why}")),
+        }
+    }
+    Ok((topology, remarks))
 }
 
 /// The error for bytes that are no text.
@@ -161,6 +193,7 @@ pub fn import_as(kind: Kind, text: &str, file: &str) -> Result<Topology, ImportE
         Kind::TopoMatrix => topo_m::read(source)?,
         Kind::TopoP2p => topo_p2p::read(source)?,
         Kind::SmiQuery => smi_query::read(source)?,
+        Kind::EnvReport => env_report::read(source)?,
     };
     match topology.flaw() {
         Some((about, problem)) => Err(source.wrong(text.rfind(&about).unwrap_or(0), problem, KINDS_HELP).into()),

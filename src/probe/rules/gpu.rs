@@ -104,7 +104,13 @@ pub(super) fn closed_module(topology: &Topology) -> Vec<Breach> {
 
 pub(super) fn mig(topology: &Topology) -> Vec<Breach> {
     let expected = "MIG off: between instances there is no peer access (NVIDIA, MIG User Guide)";
-    each_state(topology, expected, |state| when(&state.mig, "MIG is on (nvmlDeviceGetMigMode)"))
+    each_state(topology, expected, |state| {
+        let instances = match state.condition.mig_instances {
+            Ok(count) => format!(", with {count} instance(s)"),
+            Err(_) => String::new(),
+        };
+        when(&state.mig, &format!("MIG is on (nvmlDeviceGetMigMode){instances}"))
+    })
 }
 
 pub(super) fn prohibited(topology: &Topology) -> Vec<Breach> {

@@ -10,12 +10,21 @@ fn of_machine(seen: String, expected: String) -> Vec<Breach> {
     vec![Breach { addresses: Vec::new(), seen, expected }]
 }
 
-/// GPUs of Blackwell's consumer and workstation chips, `sm_120`: as the driver says, else as the PCI id says.
+/// GPUs of Blackwell's consumer and workstation chips, `sm_120`: as the driver says, else the PCI id, else the name.
 fn is_sm_120(gpu: &Gpu) -> bool {
     match gpu.nvml.as_ref().map(|state| &state.compute_capability) {
         Some(Ok(capability)) => capability.starts_with("12."),
-        _ => gpu.id.as_ref().is_ok_and(|id| id.is_blackwell() && 0x2b00 <= id.device),
+        _ => match &gpu.id {
+            Ok(id) => id.is_blackwell() && 0x2b00 <= id.device,
+            Err(_) => is_named_so(&gpu.name()),
+        },
     }
+}
+
+/// Names of such GPUs, where a text gives nothing else.
+fn is_named_so(name: &str) -> bool {
+    let geforce = ["5050", "5060", "5070", "5080", "5090"];
+    name.contains("RTX PRO") || name.split_whitespace().any(|word| geforce.contains(&word))
 }
 
 fn sm_120(topology: &Topology) -> Vec<&Gpu> {
