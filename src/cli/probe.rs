@@ -253,7 +253,7 @@ mod tests {
         assert!(text.contains("rules could not judge") && text.contains("p2p-refused"), "{text}");
         assert!(!printed("idle-gen1").contains("could not judge"));
         let text = printed("slow-under-load");
-        assert!(text.contains("6 × granted") && text.contains("host memory (NODE is beyond PXB"), "{text}");
+        assert!(text.contains("12 × granted") && text.contains("host memory (NODE is beyond PXB"), "{text}");
         let text = printed("server-8gpu");
         assert!(text.contains("Ring NCCL finds none and falls back to simple order"), "{text}");
         let text = printed("set-by-hand");

@@ -27,7 +27,7 @@ pub use expect::{EXPECTATIONS, Expectation, differences};
 pub use live::Live;
 pub use question::{Answer, AskError, CgroupFile, HostFact, Machine, Question, Value};
 pub use redact::Redactor;
-pub use rules::{Breach, RULES, Rule, judge, unjudged};
+pub use rules::{Breach, Lost, RULES, Rule, judge, unjudged};
 pub use transport::{Carrier, NcclSetting, Predicted, SetIn, nccl_setting, nccl_settings, transports};
 pub use views::view_differences;
 

@@ -17,6 +17,9 @@ use crate::topology::{Gpu, Missing, Topology};
 
 pub use table::RULES;
 
+/// A fact that is missing, and the device that it is about; none for the machine.
+pub type Lost = (Option<String>, Missing);
+
 /// One row of the table.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Rule {
@@ -35,7 +38,7 @@ pub struct Rule {
     pub check: fn(&Topology) -> Vec<Breach>,
     /// Names the facts that the check needs and that are missing, with the devices that they are about.
     #[serde(skip)]
-    pub needs: fn(&Topology) -> Vec<(Option<String>, Missing)>,
+    pub needs: fn(&Topology) -> Vec<Lost>,
 }
 
 /// One breach of a rule.

@@ -129,7 +129,7 @@ impl<T: JsonSchema> JsonSchema for Fact<T> {
     }
 }
 
-/// Hands everything to `T`, but for a map that begins with `missing`.
+/// Hands everything to `T`, but for a map that begins with `missing` or with its `detail`.
 struct FactVisitor<T>(PhantomData<T>);
 
 /// Scalars go to `T` unchanged.
@@ -160,7 +160,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for FactVisitor<T> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let first: Option<String> = map.next_key()?;
-        let missing = first.as_deref() == Some("missing");
+        // In either order: no fact has a part of the name `detail`.
+        let missing = matches!(first.as_deref(), Some("missing" | "detail"));
         let whole = MapAccessDeserializer::new(Resumed { first, rest: map });
         match missing {
             true => Missing::deserialize(whole).map(Err),

@@ -61,10 +61,13 @@ impl Outlook {
         let text = match &self.ring {
             None => return Ok(()),
             Some(Search::Found { fallback: true, channels, .. }) => {
-                format!("NCCL finds none and falls back to simple order with {channels} channels")
+                format!("NCCL finds none and falls back to simple order with {} channels", 2 * channels)
             }
             Some(Search::Found { channels, channel_gb_per_s, .. }) => {
-                format!("NCCL's search finds {channels} channels of {channel_gb_per_s} GB/s, by its own estimate")
+                format!(
+                    "NCCL's search finds {channels} channels of {channel_gb_per_s} GB/s by its own estimate, and runs twice \
+                     as many"
+                )
             }
             Some(Search::Unknown { unknown }) => format!("not predicted: {unknown}"),
         };

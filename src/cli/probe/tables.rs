@@ -54,7 +54,7 @@ pub(super) fn gpus(out: &mut fmt::Formatter<'_>, topology: &Topology) -> fmt::Re
         let memory = gpu.nvml.as_ref().and_then(|nvml| nvml.memory_bytes.as_ref().ok());
         table.add_row([
             shown(gpu.address),
-            cut(gpu.name().trim_start_matches("NVIDIA "), 36),
+            cut(gpu.name().trim_start_matches("NVIDIA "), 60),
             memory.map_or_else(|| "–".to_owned(), ToString::to_string),
             gpu.numa_node.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string),
             gpu.narrowest.as_ref().map_or_else(|_| "unknown".to_owned(), |hop| hop.lanes().to_string()),

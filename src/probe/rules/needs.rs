@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::topology::{Gpu, GpuState, LinkEnd, Missing, PcieState, PeerAccess, Reading, Topology, Why};
 
+use super::Lost;
 use super::errors::states;
 use super::pcie::nvidia_hops;
-
-/// One fact that is missing, and the device that it is about; none for the machine.
-pub(super) type Lost = (Option<String>, Missing);
 
 /// True for an absence that leaves a question open. A file that is not there and a feature that a device does not offer
 /// are answers; what NVML and CUDA could not say is none, and what an imported text or an older capture cannot hold is
