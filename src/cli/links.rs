@@ -31,7 +31,7 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for gpu in &self.head.gpus {
             let lanes = gpu.lanes.map_or_else(|| "link unknown".into(), |lanes| format!("{lanes}, {}", lanes.rate()));
-            writeln!(out, "{}  {}, {lanes}", gpu.address, gpu.name)?;
+            out.write_str(&wrapped_at(&format!("{}  ", gpu.address), &format!("{}, {lanes}", gpu.name)))?;
         }
         let (mut all_copies, mut all_latencies, mut all_sums) = (Vec::new(), Vec::new(), Vec::new());
         let (mut all_loads, mut all_counters) = (Vec::new(), Vec::new());

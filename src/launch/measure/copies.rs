@@ -230,6 +230,7 @@ impl<'a> Bench<'a> {
                 said = true;
             }
             self.repeat(Engine::CopyEngine, &ways)?;
+            say(&Report::Busy);
         }
         say(&Report::Copying { gpus: Vec::new() });
         Ok(())
