@@ -26,6 +26,16 @@ pub struct Reducer<O: Ops = Cpu> {
     route: Route<O>,
 }
 
+/// A bucket whose exchange a device was asked for.
+#[derive(Debug)]
+struct Away<O: Ops> {
+    index: usize,
+    bucket: O::Buf,
+    /// Where its exchange ends.
+    end: O::Mark,
+    times: Option<Timed<O>>,
+}
+
 /// A bucket that came back, and when it was where, if there was an exchange.
 type Back<O> = (usize, <O as Ops>::Buf, Option<Timed<O>>);
 
@@ -36,8 +46,7 @@ enum Route<O: Ops> {
     Threaded(Exchange<O::Buf>),
     Queued {
         queue: O::Queue,
-        /// With where each exchange ends.
-        away: VecDeque<(usize, O::Buf, O::Mark, Option<Timed<O>>)>,
+        away: VecDeque<Away<O>>,
     },
 }
 
@@ -220,7 +229,8 @@ impl<O: Ops> Reducer<O> {
             Route::Local(kept) => kept.push_back((index, bucket)),
             Route::Queued { queue, away } => {
                 let asked = queue.exchange(ops, &mut bucket, collective, timed)?;
-                away.push_back((index, bucket, asked.end.clone(), asked.timed(index, collective)));
+                let end = asked.end.clone();
+                away.push_back(Away { index, bucket, end, times: asked.timed(index, collective) });
             }
             Route::Threaded(exchange) => {
                 exchange.away += 1;
@@ -264,7 +274,7 @@ impl<O: Ops> Reducer<O> {
         match &mut self.route {
             Route::Local(kept) => Ok(kept.pop_front().map(|(index, bucket)| (index, bucket, None))),
             Route::Queued { queue, away } => {
-                let Some((index, bucket, end, times)) = away.pop_front() else { return Ok(None) };
+                let Some(Away { index, bucket, end, times }) = away.pop_front() else { return Ok(None) };
                 queue.follow(ops, &end)?;
                 Ok(Some((index, bucket, times)))
             }
