@@ -351,14 +351,15 @@ mod over_mpi {
 
     fn ranks(world: usize, role: &str) -> (Output, Duration) {
         let begin = Instant::now();
-        let output = Command::new("mpirun")
-            .envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), (ROLE, role)])
-            .args(["--oversubscribe", "-np", &world.to_string()])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "over_mpi::mpi_rank", "--ignored", "--nocapture"])
-            .output()
-            .expect("Open MPI is installed");
-        (output, begin.elapsed())
+        let mut command = Command::new("mpirun");
+        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+        command.args(["--oversubscribe", "-np", &world.to_string()]).arg(std::env::current_exe().unwrap());
+        (rank(&mut command, role), begin.elapsed())
+    }
+
+    fn rank(command: &mut Command, role: &str) -> Output {
+        command.env(ROLE, role).args(["--exact", "over_mpi::mpi_rank", "--ignored", "--nocapture"]);
+        command.output().expect("Open MPI is installed")
     }
 
     fn text(output: &Output) -> String {
@@ -366,12 +367,16 @@ mod over_mpi {
     }
 
     #[test]
-    #[ignore = "is a rank of the tests below"]
+    #[ignore = "needs Open MPI, and is a rank of the tests below"]
     fn mpi_rank() {
-        let Ok(role) = std::env::var(ROLE) else { return };
+        let Ok(role) = std::env::var(ROLE) else {
+            // started by hand, without mpirun, MPI is a world of one
+            let alone = rank(&mut Command::new(std::env::current_exe().unwrap()), "conform");
+            return assert!(alone.status.success() && text(&alone).contains("done"), "{}", text(&alone));
+        };
         let (session, group) = MpiSession::begin().unwrap();
         assert!(MpiSession::begin().is_err(), "once in a process");
-        let limit = if role == "conform" { LONG } else { SHORT };
+        let limit = if ["conform", "broken"].contains(&role.as_str()) { LONG } else { SHORT };
         let mut comm = Mpi::over(group, limit);
         let mut buckets = LENGTHS.map(Floats::zeros);
         let absent = comm.rank() == 1;
@@ -399,15 +404,35 @@ mod over_mpi {
                 println!("was late");
                 std::process::exit(0);
             }
+            "broken" if absent => {
+                comm.barrier().unwrap();
+                std::thread::sleep(Duration::from_secs_f64(8.0 * SHORT.0));
+                std::process::exit(0);
+            }
             "broken" => {
                 comm.barrier().unwrap();
-                comm.breaker()();
-                let error = comm.barrier().unwrap_err();
-                assert_eq!(error.to_string(), "the exchange over MPI was broken off");
+                let breaker = comm.breaker();
+                let begin = Instant::now();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_secs_f64(SHORT.0));
+                    breaker();
+                });
+                for _now_and_later in 0..2 {
+                    let error = comm.barrier().unwrap_err();
+                    assert_eq!(error.to_string(), "the exchange over MPI was broken off");
+                }
+                assert!(begin.elapsed().as_secs_f64() >= SHORT.0 && begin.elapsed() < SOON, "{:?}", begin.elapsed());
+                println!("was broken off");
+                std::process::exit(0);
+            }
+            "left" => {
+                println!("{}", session.end().unwrap_err());
+                std::process::exit(0);
             }
             role => panic!("no role {role}"),
         }
-        session.end();
+        drop(comm);
+        session.end().unwrap();
         println!("done");
     }
 
@@ -438,8 +463,15 @@ mod over_mpi {
 
     #[test]
     #[ignore = "needs Open MPI"]
-    fn an_exchange_that_was_broken_off_stays_so() {
-        let (output, _) = ranks(2, "broken");
-        assert!(output.status.success(), "{}", text(&output));
+    fn a_rank_that_waits_is_broken_off_from_another_thread_and_stays_so() {
+        let (output, took) = ranks(2, "broken");
+        assert!(text(&output).contains("was broken off") && took < SOON, "{took:?}: {}", text(&output));
+    }
+
+    #[test]
+    #[ignore = "needs Open MPI"]
+    fn mpi_is_not_left_while_its_group_is_in_use() {
+        let (output, _) = ranks(1, "left");
+        assert!(text(&output).contains("could not leave MPI: its group is still in use"), "{}", text(&output));
     }
 }

@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where its machine does")]
 
 mod common;
+#[cfg(feature = "mpi")]
+#[path = "common/stand_in.rs"]
+mod stand_in;
 
 use std::fs;
 use std::net::TcpListener;
@@ -112,20 +115,15 @@ fn outcomes(children: [Child; 2]) -> [Output; 2] {
 }
 
 #[test]
-fn torchrun_starts_workers_and_keeps_its_port() {
+fn torchrun_starts_workers() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // the agent's store
-    let store = TcpListener::bind("127.0.0.1:0").unwrap();
-    store.set_nonblocking(true).unwrap();
-    let port = store.local_addr().unwrap().port();
-    let children = [1, 0].map(|rank| worker(&out, 30, &torchrun(rank, port)).spawn().unwrap());
+    let children = [1, 0].map(|rank| worker(&out, 30, &torchrun(rank, 29_500)).spawn().unwrap());
     let [other, first] = outcomes(children);
     assert_eq!(first.status.code(), Some(0), "{}", stderr(&first));
     assert_eq!(other.status.code(), Some(0), "{}", stderr(&other));
     assert!(String::from_utf8_lossy(&first.stdout).contains("weights agree"));
     assert!(other.stdout.is_empty() && other.stderr.is_empty(), "rank 0 speaks for all");
-    assert!(store.accept().is_err(), "nobody spoke to the agent's store");
     assert!(!out.join("meeting.json").exists());
     let files = rank_files(&out, 2);
     assert!(files.iter().all(|file| file.head.communicator == "shm" && file.steps.len() == 30));
@@ -135,6 +133,44 @@ fn torchrun_starts_workers_and_keeps_its_port() {
     let trained = common::train(&own, 30).output().unwrap();
     assert_eq!(trained.status.code(), Some(0), "{}", stderr(&trained));
     assert_eq!(losses(&files), losses(&rank_files(&own, 2)));
+}
+
+#[test]
+fn workers_of_one_host_meet_on_its_loopback_interface_whatever_was_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // somebody who knows the name of the job, and could be taken for rank 0
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    other.set_nonblocking(true).unwrap();
+    let meet = other.local_addr().unwrap().to_string();
+    let start = |rank| worker(&out, 30, &torchrun(rank, 29_500)).args(["--meet", &meet]).spawn().unwrap();
+    let [first, second] = outcomes([0, 1].map(start));
+    assert_eq!((first.status.code(), second.status.code()), (Some(0), Some(0)), "{}", stderr(&first));
+    assert!(stderr(&first).contains("--meet is not needed: all ranks are on this host"), "{}", stderr(&first));
+    assert!(other.accept().is_err(), "nobody spoke to whoever listens there");
+}
+
+#[test]
+#[ignore = "needs mount namespaces"]
+fn a_worker_that_cannot_keep_its_rank_s_file_tells_rank_0_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let first = worker(&out, 30, &slurm(0)).spawn().unwrap();
+    wait_for("the notice", || out.join("meeting.json").exists().then_some(()));
+    fs::create_dir_all(out.join("runs")).unwrap();
+    let mut second = Command::new("unshare");
+    second.args(["--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o ro none \"$RUNS\" && exec \"$@\"", "sh"]);
+    second.arg(env!("CARGO_BIN_EXE_rigscale")).args(workload(30)).arg("-o").arg(&out);
+    second.env("RUNS", out.join("runs")).envs(slurm(1)).env("NO_COLOR", "1");
+    let second = second.output().unwrap();
+    let first = first.wait_with_output().unwrap();
+    let said = stderr(&first);
+    assert_eq!((first.status.code(), second.status.code()), (Some(1), Some(1)), "{said}\n{}", stderr(&second));
+    assert!(said.contains("rank 1 of launch-1_ddp-2 could not write its record"), "{said}");
+    assert!(said.contains("could not create the folder"), "{said}");
+    assert!(stderr(&second).contains("could not create the folder"), "{}", stderr(&second));
+    let kept = fs::read_to_string(out.join("launch.json")).unwrap();
+    assert!(kept.contains("not-launched") && kept.contains("rank 1 of launch-1_ddp-2"), "{kept}");
 }
 
 #[test]
@@ -302,7 +338,7 @@ mod hosts {
         folder: tempfile::TempDir,
     }
 
-    const ADDRESSES: [&str; 2] = ["10.231.7.1", "10.231.7.2"];
+    pub(super) const ADDRESSES: [&str; 2] = ["10.231.7.1", "10.231.7.2"];
 
     fn ip(arguments: &str) -> Output {
         Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed")
@@ -345,8 +381,26 @@ mod hosts {
             self.folder.path().join(name)
         }
 
-        /// Four workers, two on each host, in one folder. Each leaves its exit code beside it.
-        pub(super) fn workers(&self, out: &Path, steps: usize) -> Command {
+        /// What a host calls itself.
+        pub(super) fn name(&self, host: usize) -> &str {
+            &self.names[host]
+        }
+
+        /// A program on the first host.
+        pub(super) fn on_first(&self, program: &str) -> Command {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &self.names[0], program]);
+            command
+        }
+
+        /// Takes the cable out.
+        pub(super) fn unplug(&self) {
+            assert!(ip(&format!("-n {} link set cable down", self.names[0])).status.success());
+        }
+
+        /// Four workers, two on each host, in one folder, or with `apart` in one on each host, named after it. Each leaves
+        /// its exit code beside it.
+        pub(super) fn workers(&self, out: &Path, steps: usize, apart: bool) -> Command {
             let mut command = Command::new("ip");
             let host = &self.names[0];
             command.args(["netns", "exec", host, "unshare", "--uts", "sh", "-c"]);
@@ -357,10 +411,15 @@ mod hosts {
             for part in ["btl_tcp_if_include", "oob_tcp_if_include"] {
                 command.args(["--mca", part, "10.231.7.0/24"]);
             }
-            let keep_code =
-                "trap : TERM; \"$@\"; code=$?; echo $code > \"$FOLDER/code-$OMPI_COMM_WORLD_RANK\"; exit $code";
-            command.args(["-x", "FOLDER", "sh", "-c", keep_code, "sh", env!("CARGO_BIN_EXE_rigscale")]);
-            command.args(workload(steps)).args(["--meet", ADDRESSES[0], "-o"]).arg(out);
+            let keep_code = "trap : TERM; [ -z \"$APART\" ] || set -- \"$@\" -o \"$APART/$(hostname)\"; \"$@\"; code=$?; \
+                             echo $code > \"$FOLDER/code-$OMPI_COMM_WORLD_RANK\"; exit $code";
+            command.args(["-x", "FOLDER", "-x", "APART", "sh", "-c", keep_code, "sh", env!("CARGO_BIN_EXE_rigscale")]);
+            command.args(workload(steps)).args(["--meet", ADDRESSES[0]]);
+            if apart {
+                command.env("APART", out);
+            } else {
+                command.env("APART", "").arg("-o").arg(out);
+            }
             command.env("FOLDER", self.folder.path()).env("NO_COLOR", "1");
             command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
             command
@@ -396,7 +455,7 @@ mod hosts {
 fn two_hosts_train_as_one_does() {
     let hosts = hosts::Hosts::new();
     let out = hosts.path("hosts");
-    let output = hosts.workers(&out, 30).output().unwrap();
+    let output = hosts.workers(&out, 30, false).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains("yes"), "weights agree: {}", stderr(&output));
     let over_mpi = rank_files(&out, 4);
@@ -414,7 +473,7 @@ fn two_hosts_train_as_one_does() {
     assert!(over_shm.iter().all(|file| file.head.communicator == "shm"));
     // the optimizer's state shared among the ranks of both hosts
     let shared = hosts.path("shared");
-    let output = hosts.workers(&shared, 30).args(["--zero", "1"]).output().unwrap();
+    let output = hosts.workers(&shared, 30, false).args(["--zero", "1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for other in [over_shm, rank_files(&shared, 4)] {
         for (ours, theirs) in losses(&over_mpi).iter().flatten().zip(losses(&other).iter().flatten()) {
@@ -429,7 +488,7 @@ fn two_hosts_train_as_one_does() {
 fn a_host_is_lost(kill: impl Fn(&hosts::Hosts)) {
     let hosts = hosts::Hosts::new();
     let out = hosts.path("hosts");
-    let job = hosts.workers(&out, 1_000_000).spawn().unwrap();
+    let job = hosts.workers(&out, 1_000_000, false).spawn().unwrap();
     wait_for("some steps", || (lines(&rank_path(&out, 4, 3)) > 60).then_some(()));
     kill(&hosts);
     let killed = Instant::now();
@@ -468,4 +527,92 @@ fn workers_of_one_host_killed_in_the_middle_end_the_job() {
         };
         hosts.processes(1).iter().filter(|pid| is_worker(pid)).for_each(|pid| signal(*pid, "KILL"));
     });
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn a_host_that_answers_nothing_is_lost_and_not_waited_for() {
+    let hosts = hosts::Hosts::new();
+    let out = hosts.path("hosts");
+    let mut job = hosts.workers(&out, 1_000_000, false).spawn().unwrap();
+    wait_for("some steps", || (lines(&rank_path(&out, 4, 3)) > 60).then_some(()));
+    hosts.unplug();
+    // the limit on a step is 15 s, after which it would be a hang
+    let codes =
+        wait_for("the end of every worker", || (0..4).map(|rank| hosts.code(rank)).collect::<Option<Vec<i32>>>());
+    assert_eq!(codes, [4; 4]);
+    signal(job.id(), "KILL");
+    job.wait().unwrap();
+    let launched = fs::read_to_string(out.join("launch.json")).unwrap();
+    assert!(launched.contains("rank-died") && launched.contains("the connection to its worker ended"), "{launched}");
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn hosts_that_share_no_files_compare_what_their_ranks_hold() {
+    let hosts = hosts::Hosts::new();
+    let out = hosts.path("apart");
+    let output = hosts.workers(&out, 30, true).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("yes"), "{shown}");
+    assert!(stderr(&output).contains("the files of rank 2, 3 are not in"), "{}", stderr(&output));
+    let weights = |host: usize, rank: usize| {
+        let file = read_rank_file(&rank_path(&out.join(hosts.name(host)), 4, rank)).unwrap();
+        file.end.unwrap().parameters_sha256.unwrap()
+    };
+    assert_eq!(weights(0, 0), weights(1, 3));
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs network namespaces"]
+fn torchrun_s_workers_of_two_hosts_meet_at_its_address_without_mpi() {
+    let hosts = hosts::Hosts::new();
+    // a GPU each, as far as a driver can say that computes nothing: what ranks say of it must reach rank 0's host
+    let libraries = hosts.path("libraries");
+    fs::create_dir(&libraries).unwrap();
+    stand_in::library(&libraries, "libcuda.so.1", "driver.rs", "", &stand_in::one_gpu(9, 0));
+    let start = |rank: usize| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", hosts.name(rank), env!("CARGO_BIN_EXE_rigscale"), "worker", "--device", "cuda"]);
+        command.args(["--model", "llama-tiny", "--steps", "30", "-o"]).arg(hosts.path(&format!("run-{rank}")));
+        command.envs(torchrun(rank, 29_500)).env("LOCAL_RANK", "0").env("LOCAL_WORLD_SIZE", "1");
+        command.env("MASTER_ADDR", hosts::ADDRESSES[0]).env("RIGSCALE_LIBRARY_PATH", &libraries);
+        command.env("RIGSCALE_CACHE", hosts.path("cache")).env("NO_COLOR", "1");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let [first, second] = outcomes([0, 1].map(start));
+    let said = stderr(&first);
+    assert_eq!((first.status.code(), second.status.code()), (Some(4), Some(4)), "{said}\n{}", stderr(&second));
+    assert!(said.contains("rank-failed: rank "), "{said}");
+    let plan = fs::read_to_string(hosts.path("run-0").join("plan.yaml")).unwrap();
+    assert!(plan.contains("torchrun started 2 workers on several hosts"), "{plan}");
+    assert!(hosts.path("run-1").join("runs/launch-1_ddp-2").exists(), "the other host was told what to do");
+}
+
+/// What mpirun of Open MPI sets for the first of two ranks on two hosts.
+#[cfg(feature = "mpi")]
+fn first_of_two_hosts() -> Vec<(&'static str, String)> {
+    let all = [("RANK", 0), ("SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 1)];
+    let names =
+        ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"];
+    names.into_iter().zip(all).map(|(name, (_, value))| (name, value.to_string())).collect()
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn an_mpi_that_counts_other_ranks_than_the_launcher_of_two_hosts_is_refused() {
+    let hosts = hosts::Hosts::new();
+    let out = hosts.path("run");
+    let mut command = hosts.on_first(env!("CARGO_BIN_EXE_rigscale"));
+    command.args(workload(30)).args(["--meet", hosts::ADDRESSES[0], "-o"]).arg(&out).envs(first_of_two_hosts());
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("MPI counts 1 rank, Open MPI started 2: use the mpirun of the MPI"), "{said}");
+    assert!(fs::read_to_string(out.join("launch.json")).unwrap().contains("MPI counts 1 rank"));
 }

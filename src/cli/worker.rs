@@ -32,7 +32,8 @@ Examples:
   srun -N 2 --ntasks-per-node 4 rigscale worker --model llama-1b -o /shared/eight
   mpirun -H a:4,b:4 rigscale worker --model llama-1b --meet a:29400 -o /shared/eight
 
-All ranks take the same flags. Exit codes are those of `rigscale train`.")]
+All ranks take the same flags. Exit codes are those of `rigscale train`. Where the launcher hands ranks no secret, set
+RIGSCALE_TOKEN to one, alike on all hosts, to keep strangers out who know the job's name.")]
 pub(super) struct Args {
     #[command(flatten)]
     workload: Workload,
@@ -97,14 +98,15 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     if first && folder.plan().exists() {
         Manifest::write(&folder)?;
     }
-    show(&folder, first, worked?, out)
+    show(&folder, &job, worked?, out)
 }
 
 /// Rank 0 says how it was; another rank only what rank 0 cannot.
-fn show(folder: &RunFolder, first: bool, worked: Worked, out: &Output) -> Result<Exit, CliError> {
+fn show(folder: &RunFolder, job: &Job, worked: Worked, out: &Output) -> Result<Exit, CliError> {
+    let first = job.place.rank == 0;
     match worked.end {
         Launched::Interrupted => Ok(Exit::Interrupted),
-        Launched::Failed(finding) if first || worked.alone => failed(folder, "", finding, out),
+        Launched::Failed(finding) if first || worked.alone => failed(folder, &job.wanted.config.model, finding, out),
         Launched::Failed(finding) => Ok(if finding.code.starts_with("hang-") { Exit::Hang } else { Exit::Fault }),
         Launched::Completed if first => {
             let plan: Plan = read_yaml(&folder.plan())?;

@@ -31,7 +31,7 @@ pub use mapped::Mapped;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiError, MpiGroup, MpiSession};
 pub use nvml::{DriverFact, GpuFact, Nvml, PeerFact};
-pub use process::{CpuTimes, end_with_parent, is_stopped, peak_resident, set_environment};
+pub use process::{CpuTimes, end_with_parent, is_stopped, outlive_parent, peak_resident, set_environment};
 pub use product::{Matrix, MatrixMut, multiply};
 pub use rank_group::chunk;
 pub(crate) use rank_group::{Fault, RankGroup};

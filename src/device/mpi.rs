@@ -5,9 +5,10 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
+use std::marker::PhantomData;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,19 @@ const PAUSE: Duration = Duration::from_micros(50);
 
 /// Code with which a panic ends the job: that of a panicking Rust program.
 const PANICKED: c_int = 101;
+
+/// A panicking thread waits so long for the call of another to end; then the process ends without telling MPI why.
+const ABORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether this process is a member of MPI. Whoever calls MPI holds it: the level of threading that is asked for demands
+/// that calls come one at a time, from whichever thread.
+static MEMBER: Mutex<bool> = Mutex::new(false);
+
+/// Calls MPI while no other thread does.
+fn in_turn<T>(call: impl FnOnce() -> T) -> T {
+    let _turn = MEMBER.lock().unwrap_or_else(PoisonError::into_inner);
+    call()
+}
 
 /// Why MPI did not do what it was asked.
 #[derive(Debug, Error)]
@@ -62,13 +76,22 @@ pub enum MpiError {
         /// How long.
         limit: Duration,
     },
+    /// MPI cannot be left.
+    #[error("could not leave MPI: its group is still in use")]
+    InUse,
     /// The exchange was broken off from another thread, or has failed before.
     #[error("the exchange over MPI was broken off")]
     Broken,
 }
 
 /// This process's membership in MPI. Unless it is ended in order, MPI is left as it is: its end waits for all ranks.
-pub struct MpiSession(Option<Universe>);
+/// It stays on the thread that has joined, which is the one that may leave.
+pub struct MpiSession {
+    universe: Option<Universe>,
+    /// Shared with the group, which MPI must outlive.
+    used: Arc<()>,
+    _stays: PhantomData<*const ()>,
+}
 
 impl fmt::Debug for MpiSession {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,39 +106,70 @@ impl MpiSession {
     /// # Errors
     /// MPI was joined before, cannot be used from several threads in turn, or refuses.
     pub fn begin() -> Result<(Self, MpiGroup), MpiError> {
+        let mut member = MEMBER.lock().unwrap_or_else(PoisonError::into_inner);
         let (universe, threading) = mpi::initialize_with_threading(mpi::Threading::Serialized)
             .ok_or(MpiError::Join { why: "this process has joined it before" })?;
-        let session = Self(Some(universe));
+        let session = Self { universe: Some(universe), used: Arc::default(), _stays: PhantomData };
         if threading < mpi::Threading::Serialized {
             return Err(MpiError::Join { why: "it cannot be called from more than one thread" });
         }
         let world = mpi::topology::SimpleCommunicator::world();
         let (rank, size) = (world.rank().unsigned_abs() as usize, world.size().unsigned_abs() as usize);
         let raw = world.as_communicator().as_raw();
-        // SAFETY: MPI is initialized (the universe above) and the handles are its constants
+        // SAFETY: MPI is initialized (the universe above), no other thread calls it (`member`), and the handles are its
+        // constants
         let code = unsafe { ffi::MPI_Comm_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN) };
+        *member = true;
+        drop(member);
         check("make errors of MPI return", code)?;
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             before(panic);
-            // SAFETY: the world is there until the session ends, and MPI_Abort may be called from any state of it
-            unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, PANICKED) };
+            abort_job();
         }));
-        let group = MpiGroup { world: World(raw), rank, size, broken: Arc::default(), spare: Vec::new() };
+        let (used, broken) = (Arc::clone(&session.used), Arc::default());
+        let group = MpiGroup { world: World(raw), rank, size, broken, spare: Vec::new(), _used: used };
         Ok((session, group))
     }
 
-    /// Leaves MPI; returns once all ranks do.
-    pub fn end(mut self) {
+    /// Leaves MPI; returns once all ranks do. The group must have been dropped.
+    ///
+    /// # Errors
+    /// It was not: another thread may be in the middle of a call. MPI is left as it is then.
+    pub fn end(mut self) -> Result<(), MpiError> {
+        if Arc::get_mut(&mut self.used).is_none() {
+            return Err(MpiError::InUse);
+        }
         let _before = std::panic::take_hook();
-        drop(self.0.take());
+        let mut member = MEMBER.lock().unwrap_or_else(PoisonError::into_inner);
+        *member = false;
+        drop(self.universe.take());
+        Ok(())
+    }
+}
+
+/// Ends the whole job as its turn comes. If another thread stays in a call, the process ends, which its launcher takes for
+/// the end of the job as well.
+fn abort_job() {
+    let begin = Instant::now();
+    let member = loop {
+        match MEMBER.try_lock() {
+            Ok(member) => break member,
+            Err(TryLockError::Poisoned(member)) => break member.into_inner(),
+            Err(TryLockError::WouldBlock) if begin.elapsed() >= ABORT_PATIENCE => std::process::exit(PANICKED),
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+        }
+    };
+    if *member {
+        // SAFETY: MPI was joined and not left, and no other thread calls it: both are what `member` says
+        unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, PANICKED) };
     }
 }
 
 impl Drop for MpiSession {
     fn drop(&mut self) {
         // a rank that failed cannot expect the others to come to the end
-        if let Some(universe) = self.0.take() {
+        if let Some(universe) = self.universe.take() {
             mem::forget(universe);
         }
     }
@@ -125,8 +179,8 @@ impl Drop for MpiSession {
 #[derive(Clone, Copy)]
 struct World(ffi::MPI_Comm);
 
-// SAFETY: the handle names a communicator that MPI keeps, for all threads of the process; calls come from one thread at a
-// time, as they need `&mut MpiGroup`, which is what the thread level that was asked for demands.
+// SAFETY: the handle names a communicator that MPI keeps, for all threads of the process, until it is left, which no
+// `MpiSession` does while there is a group; calls come one at a time, as each is made `in_turn`.
 unsafe impl Send for World {}
 
 /// All ranks of the job.
@@ -137,6 +191,8 @@ pub struct MpiGroup {
     broken: Arc<AtomicBool>,
     /// Buffers that take what comes next.
     spare: Vec<Floats>,
+    /// Keeps the session from leaving MPI.
+    _used: Arc<()>,
 }
 
 impl fmt::Debug for MpiGroup {
@@ -238,7 +294,7 @@ impl MpiGroup {
         // SAFETY: both ranges have `whole` elements of the type that is named and do not overlap (two owned buffers); what is
         // sent of a chunk, and where chunks go, lies inside (`chunk` stays below the length). They and the two lists stay
         // where they are until the request has ended: the caller keeps `given`, or leaks it
-        let code = unsafe {
+        let code = in_turn(|| unsafe {
             match call {
                 Call::Sum => ffi::MPI_Iallreduce(all, received, whole, float, add, self.world.0, &raw mut request),
                 Call::Gather => {
@@ -248,7 +304,7 @@ impl MpiGroup {
                     ffi::MPI_Iallgatherv(own, length, float, received, counts, places, float, world, &raw mut request)
                 }
             }
-        };
+        });
         check("begin an exchange", code).map(|()| request)
     }
 
@@ -261,7 +317,7 @@ impl MpiGroup {
         // SAFETY: any handle may stand here before the call writes it
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         // SAFETY: the call reads and writes nothing but its own request
-        let code = unsafe { ffi::MPI_Ibarrier(self.world.0, &raw mut request) };
+        let code = in_turn(|| unsafe { ffi::MPI_Ibarrier(self.world.0, &raw mut request) });
         let ended = check("begin a barrier", code).and_then(|()| self.complete(&mut [request], limit));
         ended.inspect_err(|_| self.break_off())
     }
@@ -277,10 +333,10 @@ impl MpiGroup {
         // SAFETY: any handle may stand here before the call writes it
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         // SAFETY: `bytes` has `length` bytes, and is freed only once the request has ended
-        let code = unsafe {
+        let code = in_turn(|| unsafe {
             let buffer = bytes.as_mut_ptr().cast::<c_void>();
             ffi::MPI_Ibcast(buffer, length, ffi::RSMPI_UINT8_T, 0, self.world.0, &raw mut request)
-        };
+        });
         check("begin a broadcast", code)
             .and_then(|()| self.complete(&mut [request], limit))
             .inspect_err(|_| self.break_off())?;
@@ -308,8 +364,9 @@ impl MpiGroup {
         loop {
             let mut ended: c_int = 0;
             // SAFETY: `requests` are `number` requests that this rank began; statuses may be ignored
-            let code =
-                unsafe { ffi::MPI_Testall(number, requests.as_mut_ptr(), &raw mut ended, ffi::RSMPI_STATUSES_IGNORE) };
+            let code = in_turn(|| unsafe {
+                ffi::MPI_Testall(number, requests.as_mut_ptr(), &raw mut ended, ffi::RSMPI_STATUSES_IGNORE)
+            });
             check("finish a call", code)?;
             if ended != 0 {
                 return Ok(());
@@ -358,7 +415,7 @@ fn check(attempt: &'static str, code: c_int) -> Result<(), MpiError> {
     let mut text: [c_char; 512] = [0; 512];
     let mut length: c_int = 0;
     // SAFETY: MPI writes at most MPI_MAX_ERROR_STRING characters, which is 256 in Open MPI and 512 in MPICH, and their number
-    let told = unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr(), &raw mut length) };
+    let told = in_turn(|| unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr(), &raw mut length) });
     let length = usize::try_from(length).unwrap_or(0).min(text.len());
     let bytes: Vec<u8> = text[..length].iter().map(|letter| letter.cast_unsigned()).collect();
     let text = if told == 0 { String::from_utf8_lossy(&bytes).into_owned() } else { "no words for it".into() };

@@ -26,6 +26,19 @@ pub fn end_with_parent(parent: u32) -> Result<(), DeviceError> {
     }
 }
 
+/// Takes back what [`end_with_parent`] has asked for: a program that this process becomes by exec inherits it otherwise.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn outlive_parent() -> Result<(), DeviceError> {
+    let pid = std::process::id();
+    set_parent_process_death_signal(None).map_err(|source| DeviceError::Process {
+        attempt: "end the shared life",
+        pid,
+        source: source.into(),
+    })
+}
+
 /// Sets variables of this process's environment, for libraries that are loaded later.
 ///
 /// # Errors

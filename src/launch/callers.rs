@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,20 @@ use serde::{Deserialize, Serialize};
 use crate::record::Finding;
 use crate::units::Seconds;
 
-use super::crew::Crew;
-use super::meeting::{Line, Lines, Speech};
-use super::message::{Assignment, Message, Order};
+use super::LaunchError;
+use super::crew::{Crew, STOP_POLL};
+use super::error::chain;
+use super::line::{Line, Lines, Speech};
+use super::message::{Message, Order};
 use super::ranks::Heard;
+use super::task::Task;
+use super::{Launched, Worked};
 
 /// How often rank 0 shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How often rank 0 looks whether a worker that was told to stop has.
-const STOP_POLL: Duration = Duration::from_millis(5);
-
 /// Beyond its own limit a worker gets so long to end its rank and to say so.
-const WORD_LIMIT: Seconds = Seconds(1.0);
+const REPORT_LIMIT: Seconds = Seconds(1.0);
 
 /// What rank 0 says to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,22 +40,6 @@ pub(super) enum Word {
     Beat,
     /// The job is over.
     Over(Ending),
-}
-
-/// What a worker's rank shall do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Task {
-    /// For the rank. The worker puts in its own file, process and descriptor, and its host's clock.
-    pub(super) assignment: Assignment,
-    /// The process of this host, and its descriptor, that holds the memory which the ranks share.
-    pub(super) memory: Option<(u32, i32)>,
-    /// GPUs of this host that this worker samples.
-    pub(super) telemetry: Vec<String>,
-    /// File beside the rank file that takes the samples.
-    pub(super) telemetry_file: String,
-    /// Whether this host has the clock of rank 0's.
-    pub(super) same_clock: bool,
 }
 
 /// How a job ended.
@@ -76,6 +61,67 @@ pub(super) enum Ending {
     },
 }
 
+impl Ending {
+    /// What others are told.
+    pub(super) fn of(end: &Result<Launched, LaunchError>) -> Self {
+        match end {
+            Ok(Launched::Completed) => Self::Completed,
+            Ok(Launched::Interrupted) => Self::Interrupted,
+            Ok(Launched::Failed(finding)) => Self::Failed(finding.clone()),
+            Err(LaunchError::Elsewhere { text, refused }) => Self::Unable { text: text.clone(), refused: *refused },
+            Err(error) => Self::unable(error),
+        }
+    }
+
+    fn unable(error: &LaunchError) -> Self {
+        Self::Unable { text: chain(error), refused: error.is_refusal() }
+    }
+
+    /// What it means to those who were told.
+    ///
+    /// # Errors
+    /// Rank 0 could not go on.
+    pub(super) fn told(self) -> Result<Launched, LaunchError> {
+        match self {
+            Self::Completed => Ok(Launched::Completed),
+            Self::Interrupted => Ok(Launched::Interrupted),
+            Self::Failed(finding) => Ok(Launched::Failed(finding)),
+            Self::Unable { text, refused } => Err(LaunchError::Elsewhere { text, refused }),
+        }
+    }
+}
+
+/// Rank 0's own worker may give up, or be told to end: then the watch beside it ends the job, and knows why.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// Whether the job shall end.
+    pub(super) flag: Arc<AtomicBool>,
+    why: OnceLock<Ending>,
+}
+
+impl Ended {
+    /// How rank 0's own worker came to its end; ends the job if nobody else has.
+    pub(super) fn own(&self, own: &Result<Worked, LaunchError>) {
+        let why = match own {
+            Ok(worked) if !worked.alone => return,
+            Ok(worked) => Ending::of(&Ok(worked.end.clone())),
+            Err(LaunchError::Elsewhere { .. }) => return,
+            Err(error) => Ending::unable(error),
+        };
+        // only one worker is rank 0's
+        let _first = self.why.set(why);
+        self.flag.store(true, Ordering::Relaxed);
+    }
+
+    /// What an end that looks like the user's wish really is.
+    pub(super) fn explained(&self, end: Result<Launched, LaunchError>) -> Result<Launched, LaunchError> {
+        match (end, self.why.get()) {
+            (Ok(Launched::Interrupted), Some(why)) => why.clone().told(),
+            (end, _) => end,
+        }
+    }
+}
+
 /// What a worker says to rank 0.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,8 +132,10 @@ pub(super) enum Report {
     Garbled(String),
     /// Its rank's process was stopped, or goes on.
     Stopped(bool),
-    /// Its rank's process ended with this wait status.
-    Exited(i32),
+    /// Its rank's stdout is closed: it is gone or going.
+    Closed,
+    /// Its rank's process ended with this wait status; none if it does not end, even by a kill.
+    Exited(Option<i32>),
     /// The user, or the launcher, ended the worker.
     Interrupted,
 }
@@ -107,6 +155,8 @@ pub(super) struct Callers {
 struct Known {
     stopped: bool,
     status: Option<i32>,
+    /// Its worker does not wait for it any more.
+    over: bool,
     cut: bool,
     interrupted: Option<Instant>,
 }
@@ -173,10 +223,14 @@ fn listen(rank: usize, mut lines: Lines, known: &Mutex<Vec<Known>>, say: &Sender
         let heard = match report {
             Report::Said(message) => Heard::Said(message),
             Report::Garbled(line) => Heard::Garbled(line),
-            Report::Exited(status) => {
-                known()[rank].status = Some(status);
+            Report::Closed => {
                 closed = true;
                 Heard::Closed
+            }
+            Report::Exited(status) => {
+                known()[rank].status = status;
+                known()[rank].over = true;
+                continue;
             }
             Report::Stopped(stopped) => {
                 known()[rank].stopped = stopped;
@@ -199,7 +253,8 @@ fn listen(rank: usize, mut lines: Lines, known: &Mutex<Vec<Known>>, say: &Sender
 }
 
 impl Crew for Callers {
-    const CUT_OFF: &'static str = "is gone: the connection to its worker ended";
+    const FAILED: &'static str =
+        "the rank's own words say what to change; the launcher of the job shows what else it wrote";
     /// Shorter than on one host: Open MPI kills every process 1 s after one has died, and the reason must be told by then.
     const GATHER: Duration = Duration::from_millis(200);
 
@@ -220,6 +275,15 @@ impl Crew for Callers {
         self.known()[rank].status.map(ExitStatus::from_raw)
     }
 
+    fn cut_off(&self, rank: usize) -> &'static str {
+        let Known { cut, over, .. } = self.known()[rank];
+        match (over, cut) {
+            (true, _) => "closed its pipe, and its process does not end, even by a kill",
+            (false, true) => "is gone: the connection to its worker ended",
+            (false, false) => "closed its pipe",
+        }
+    }
+
     /// Each rank's stderr is its worker's, which the launcher of the job shows.
     fn last_words(&self, _rank: usize) -> String {
         String::new()
@@ -227,8 +291,8 @@ impl Crew for Callers {
 
     /// Workers end their ranks by themselves within `limit` once told so; all that can be done here is to wait for it.
     fn finish(&mut self, limit: Seconds) {
-        let deadline = Instant::now() + Duration::from_secs_f64(limit.0.max(0.0) + WORD_LIMIT.0);
-        while self.known().iter().any(|known| known.status.is_none() && !known.cut) && Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs_f64(limit.0.max(0.0) + REPORT_LIMIT.0);
+        while self.known().iter().any(|known| !known.over && !known.cut) && Instant::now() < deadline {
             self.tick();
             thread::sleep(STOP_POLL);
         }

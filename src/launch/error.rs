@@ -48,6 +48,9 @@ pub enum LaunchError {
         /// Why not, and what to do.
         why: String,
     },
+    /// The thread that watches over the ranks panicked.
+    #[error("the watch over the ranks panicked; its words stand above")]
+    Panicked,
     /// Rank 0 gave up for all.
     #[error("rank 0 ended the job: {text}")]
     Elsewhere {
@@ -88,11 +91,12 @@ impl LaunchError {
         match self {
             Self::Place(_) | Self::Job { .. } | Self::Input { .. } | Self::Train(_) => true,
             Self::Meet(error) => {
-                matches!(error, MeetError::Listen { .. } | MeetError::Loopback { .. } | MeetError::Refused { .. })
+                let refusal = matches!(error, MeetError::Loopback { .. } | MeetError::Anywhere { .. });
+                refusal || matches!(error, MeetError::Listen { .. } | MeetError::Refused { .. })
             }
             Self::Elsewhere { refused, .. } => *refused,
             Self::Record(error) => error.is_input(),
-            Self::Start { .. } | Self::Exchange { .. } | Self::Unrecorded { .. } => false,
+            Self::Start { .. } | Self::Exchange { .. } | Self::Panicked | Self::Unrecorded { .. } => false,
         }
     }
 }

@@ -8,17 +8,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Clock;
-use crate::record::{Device, Finding, GPU_FILE, Plan, RecordError, Severity, Share, Trial, write_yaml};
+use crate::record::{Device, Finding, Plan, RecordError, Severity, Share, Trial, write_yaml};
 use crate::topology::Core;
 use crate::units::Seconds;
 
-use super::callers::{Callers, Ending, Task, Word};
+use super::callers::{Callers, Ended, Ending, Word};
 use super::error::chain;
 use super::launcher::shared_memory;
-use super::meeting::{Line, Meeting};
+use super::line::Line;
+use super::meeting::Meeting;
 use super::message::Exchange;
 use super::plan::calibration_limits;
 use super::shares::Fit;
+use super::task::Task;
 use super::trial::Watch;
 use super::worker::Job;
 use super::{GpuPlace, LaunchError, Launched, Launcher, MeetError, cpu_shares, gpu_shares, plan};
@@ -62,6 +64,9 @@ impl Hello {
     /// Its rank, if it can take part in a job where rank 0 says `own`.
     fn admitted(&self, own: &Self) -> Result<usize, String> {
         let rank = self.rank;
+        if self.world <= self.local_rank {
+            return Err(format!("rank {rank} calls itself number {} of its host", self.local_rank));
+        }
         if self.version != own.version {
             return Err(format!("rank {rank} is rigscale {}, rank 0 is {}", self.version, own.version));
         }
@@ -91,44 +96,46 @@ fn job_error(why: String) -> LaunchError {
     LaunchError::Job { why }
 }
 
-/// Takes the workers in, has them train, and tells them all how it ended. `ended` is set where this process gives up.
+/// Takes the workers in within `limit`, has them train, and tells them all how it ended. `ended` says where this process
+/// gives up.
 ///
 /// # Errors
 /// The job cannot be as it was started, or the records not kept.
-pub(super) fn host(job: &Job, meeting: Meeting, ended: &Arc<AtomicBool>) -> Result<Launched, LaunchError> {
+pub(super) fn host(job: &Job, meeting: Meeting, limit: Seconds, ended: &Ended) -> Result<Launched, LaunchError> {
     let own = Hello::of(job);
-    let (come, met) = meeting.gather(job.place.world, (job.meet_limit(), ended), |hello: &Hello| hello.admitted(&own));
+    let (come, met) = meeting.gather(job.place.world, (limit, &ended.flag), |hello: &Hello| hello.admitted(&own));
     let (hellos, lines): (Vec<Hello>, Vec<Line>) = come.into_iter().flatten().unzip();
     let started = |source| LaunchError::Start { rank: 0, source };
-    let mut callers = Callers::over(lines, Arc::clone(ended)).map_err(started)?;
+    let mut callers = Callers::over(lines, Arc::clone(&ended.flag)).map_err(started)?;
     let end = match met {
-        Ok(()) => conduct(job, &hellos, &mut callers, ended),
+        Ok(()) => conduct(job, &hellos, &mut callers, &ended.flag),
         Err(MeetError::Interrupted) => Ok(Launched::Interrupted),
-        Err(error @ MeetError::Late { .. }) => not_met(job, &error),
+        Err(error @ MeetError::Late { .. }) => Ok(not_met(job, &error)),
         Err(error) => Err(error.into()),
     };
-    let ending = match &end {
-        Ok(Launched::Completed) => Ending::Completed,
-        Ok(Launched::Interrupted) => Ending::Interrupted,
-        Ok(Launched::Failed(finding)) => Ending::Failed(finding.clone()),
-        Err(error) => Ending::Unable { text: chain(error), refused: error.is_refusal() },
-    };
-    callers.tell_all(&Word::Over(ending));
+    let end = ended.explained(end).and_then(|end| {
+        launcher(job, job.stop).write_findings(&end)?;
+        Ok(end)
+    });
+    callers.tell_all(&Word::Over(Ending::of(&end)));
     callers.farewell(FAREWELL_LIMIT);
     end
 }
 
-fn not_met(job: &Job, error: &MeetError) -> Result<Launched, LaunchError> {
-    let end = Launched::Failed(Finding {
+fn not_met(job: &Job, error: &MeetError) -> Launched {
+    Launched::Failed(Finding {
         code: "hang-meet".into(),
         severity: Severity::Fault,
         addresses: Vec::new(),
         seen: chain(error),
         expected: format!("{} workers meet at rank 0", job.place.world),
         remedy: "see that the launcher starts every rank, and that each host reaches the address of rank 0".into(),
-    });
-    launcher(job, job.stop).write_findings(&end)?;
-    Ok(end)
+    })
+}
+
+/// Leaves in `launch.json` why there was no run.
+pub(super) fn keep_reason(job: &Job, error: LaunchError) -> LaunchError {
+    launcher(job, job.stop).keep_reason("rank-0", error)
 }
 
 fn launcher<'a>(job: &'a Job, stop: &'a AtomicBool) -> Launcher<'a> {
@@ -142,12 +149,7 @@ fn launcher<'a>(job: &'a Job, stop: &'a AtomicBool) -> Launcher<'a> {
 }
 
 /// One ddp trial with a rank for each worker.
-fn conduct(
-    job: &Job,
-    hellos: &[Hello],
-    callers: &mut Callers,
-    ended: &Arc<AtomicBool>,
-) -> Result<Launched, LaunchError> {
+fn conduct(job: &Job, hellos: &[Hello], callers: &mut Callers, ended: &AtomicBool) -> Result<Launched, LaunchError> {
     let plan = plan_for(job, hellos)?;
     write_yaml(&job.folder.plan(), &plan)?;
     let trial = &plan.trials[0];
@@ -160,10 +162,21 @@ fn conduct(
         Exchange::SharedMemory { .. } => shared_memory(&plan, trial)?,
         _ => None,
     };
-    let launcher = launcher(job, ended);
+    let shared = memory.as_ref().map(|memory| (std::process::id(), memory.raw_fd()));
+    for (rank, task) in tasks(job, &plan, hellos, (exchange, shared)).into_iter().enumerate() {
+        callers.tell(rank, &Word::Assign(Box::new(task)));
+    }
+    Ok(Watch::new(trial, &plan.limits, job.remark, callers).run(ended, &mut |_| {})?.into())
+}
+
+/// What each worker's rank shall do; `shared` is where the memory is that they share.
+fn tasks(job: &Job, plan: &Plan, hellos: &[Hello], (exchange, shared): (Exchange, Option<(u32, i32)>)) -> Vec<Task> {
+    let trial = &plan.trials[0];
+    let (launcher, place) = (launcher(job, job.stop), job.folder.trial(&trial.name));
     let epoch = Clock::monotonic();
-    for (rank, hello) in hellos.iter().enumerate() {
-        let assignment = launcher.assignment(&plan, trial, rank, exchange, epoch, &place);
+    let task = |(rank, hello): (usize, &Hello)| {
+        let mut assignment = launcher.assignment(plan, trial, rank, exchange, epoch, &place);
+        assignment.one_host = job.place.one_host;
         let here = || hellos.iter().filter(|other| other.machine == hello.machine);
         let mut gpus: Vec<String> = Vec::new();
         if here().all(|other| hello.local_rank <= other.local_rank) {
@@ -172,15 +185,9 @@ fn conduct(
             gpus.dedup();
         }
         let same_clock = hello.machine == hellos[0].machine;
-        let telemetry_file = if job.place.one_host { GPU_FILE.to_owned() } else { format!("gpu-{rank}.jsonl") };
-        let memory = memory.as_ref().map(|memory| (std::process::id(), memory.raw_fd()));
-        let task = Task { assignment, memory, telemetry: gpus, telemetry_file, same_clock };
-        callers.tell(rank, &Word::Assign(Box::new(task)));
-    }
-    let watch = Watch::new(trial, &plan.limits, job.remark, callers);
-    let end = Launched::from(watch.run(ended, &mut |_| {})?);
-    launcher.write_findings(&end)?;
-    Ok(end)
+        Task { assignment, memory: shared, telemetry: gpus, same_clock }
+    };
+    hellos.iter().enumerate().map(task).collect()
 }
 
 /// The plan of one trial over the shares that the workers' hosts have.
@@ -243,6 +250,12 @@ fn cpu_share(cores: &[Core], (place, parts): (usize, usize)) -> Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use crate::launch::plan::tests::wanted;
+    use crate::launch::{JobLauncher, JobPlace};
+    use crate::record::{Arm, RunFolder};
 
     fn hello(rank: usize, local_rank: usize, machine: &str, cores: std::ops::Range<usize>, gpus: &[&str]) -> Hello {
         Hello {
@@ -299,10 +312,88 @@ mod tests {
         assert_eq!(like(|_| {}), Ok(3));
         for (refused, wanted) in [
             (like(|other| other.version = "2".into()), "rank 3 is rigscale 2, rank 0 is 1"),
+            (
+                like(|other| other.local_rank = usize::MAX),
+                "rank 3 calls itself number 18446744073709551615 of its host",
+            ),
             (like(|other| other.world = 5), "rank 3 counts 5 ranks, rank 0 counts 4"),
             (like(|other| other.training = "u".into()), "rank 3 was started with other flags than rank 0"),
         ] {
             assert_eq!(refused, Err(wanted.to_owned()));
+        }
+    }
+
+    /// A worker of a job of two on this host, with its own cores.
+    fn with_job<T>(rank: usize, run: impl FnOnce(&Job) -> T) -> T {
+        let place = JobPlace {
+            launcher: JobLauncher::Slurm,
+            rank,
+            world: 2,
+            local_rank: rank,
+            one_host: true,
+            job: String::new(),
+            meeting: None,
+            mpi: false,
+        };
+        let mut wanted = wanted();
+        (wanted.arms, wanted.launches, wanted.config.steps) = (vec![Arm::Ddp], 1, 30);
+        let cores = (0..4).map(|cpu| Core { cpus: vec![cpu], numa_node: Some(0) }).collect();
+        let (folder, stop) = (RunFolder::at(Path::new("never-made")), AtomicBool::new(false));
+        run(&Job {
+            place,
+            folder: &folder,
+            wanted,
+            cores,
+            gpus: Vec::new(),
+            software: BTreeMap::new(),
+            checkpoints: false,
+            stop: &stop,
+            remark: &|_| {},
+        })
+    }
+
+    #[test]
+    fn a_worker_does_what_it_was_started_for_and_nothing_else() {
+        let memory = Exchange::SharedMemory { fd: -1 };
+        let hellos = [0, 1].map(|rank| with_job(rank, Hello::of));
+        let tasks = with_job(0, |job| tasks(job, &plan_for(job, &hellos).unwrap(), &hellos, (memory, Some((1, 3)))));
+        for (rank, task) in tasks.iter().enumerate() {
+            // what goes over the wire
+            let task: Task = serde_json::from_str(&serde_json::to_string(task).unwrap()).unwrap();
+            assert_eq!(with_job(rank, |job| task.fits(job, memory)), Ok(()));
+        }
+        let refused = |what: &str, change: fn(&mut Task)| {
+            let mut task = tasks[1].clone();
+            change(&mut task);
+            let why = format!("rank 0 assigned another {what} than this worker was started for");
+            assert_eq!(with_job(1, |job| task.fits(job, memory)), Err(why));
+        };
+        refused("place", |task| task.assignment.head.rank = 0);
+        refused("place", |task| task.assignment.data_world = 3);
+        refused("spread of ranks over hosts", |task| task.assignment.one_host = false);
+        refused("training", |task| task.assignment.head.config.steps += 1);
+        refused("training", |task| task.assignment.head.arm = Arm::Together);
+        refused("setting of NCCL", |task| {
+            drop(task.assignment.head.nccl.environment.insert("NCCL_NET_PLUGIN".into(), "/tmp/x.so".into()));
+        });
+        refused("exchange of gradients", |task| task.assignment.exchange = Exchange::Solo);
+        refused("exchange of gradients", |task| task.memory = None);
+        refused("use of GPUs", |task| task.assignment.gpu_sharers = 2);
+        refused("GPU", |task| task.assignment.head.share.gpu = Some("0000:01:00.0".into()));
+        refused("GPU", |task| task.telemetry.push("../gpu".into()));
+        refused("set of cores", |task| task.assignment.head.share.cpus.push(9));
+        refused("use of the disk", |task| task.assignment.checkpoints = true);
+        for name in ["", "..", "../../etc", "/etc", "a/b", "a\n"] {
+            let mut task = tasks[1].clone();
+            task.assignment.head.trial = name.into();
+            let why = with_job(1, |job| task.fits(job, memory)).unwrap_err();
+            assert!(why.contains("another name for the trial's folder"), "{name:?}: {why}");
+        }
+        for limit in [0.0, -1.0, 1e300, f64::NAN, f64::INFINITY] {
+            let mut task = tasks[1].clone();
+            task.assignment.limits.step_s = Seconds(limit);
+            let why = with_job(1, |job| task.fits(job, memory)).unwrap_err();
+            assert!(why.contains("another set of limits"), "{limit}: {why}");
         }
     }
 }

@@ -96,7 +96,7 @@ impl Launcher<'_> {
             step(0);
             end = match self.run(plan, trial, &self.folder.trial(&trial.name), &mut step) {
                 Ok(end) => end.into(),
-                Err(error) => return Err(self.keep_reason(trial, error)),
+                Err(error) => return Err(self.keep_reason(&trial.name, error)),
             };
             if end != Launched::Completed {
                 break;
@@ -126,7 +126,7 @@ impl Launcher<'_> {
         let shares = (0..plan.shares.len()).collect();
         let trial = Trial { name: "calibration".into(), launch: 0, arm: Arm::Together, shares };
         let place = self.folder.path().join("calibration");
-        let end = self.run(&plan, &trial, &place, &mut |_| {}).map_err(|error| self.keep_reason(&trial, error))?;
+        let end = self.run(&plan, &trial, &place, &mut |_| {}).map_err(|error| self.keep_reason(&trial.name, error))?;
         let end = Launched::from(end);
         if end != Launched::Completed {
             self.write_findings(&end)?;
@@ -142,11 +142,11 @@ impl Launcher<'_> {
     }
 
     /// Leaves in `launch.json` why the launcher itself gave up, if that can still be written.
-    fn keep_reason(&self, trial: &Trial, error: LaunchError) -> LaunchError {
+    pub(super) fn keep_reason(&self, about: &str, error: LaunchError) -> LaunchError {
         let finding = Finding {
             code: "not-launched".into(),
             severity: Severity::Fault,
-            addresses: vec![trial.name.clone()],
+            addresses: vec![about.to_owned()],
             seen: chain(&error),
             expected: "every trial of the plan is carried out and recorded".into(),
             remedy: "mend what the words say, then run again".into(),
@@ -243,6 +243,7 @@ impl Launcher<'_> {
             data_rank,
             data_world,
             exchange,
+            one_host: true,
             gpu_sharers: if plan.share_gpu { plan.shares.len() } else { 1 },
             checkpoints: self.checkpoints && rank == 0 && trial.launch > 0,
             limits: plan.limits.clone(),

@@ -1,18 +1,19 @@
 //! Where workers of one job meet: rank 0 listens, the others come, each side proves that it knows the job's token.
 //!
-//! Lines of JSON over TCP, bounded in length and in time. Rank 0 speaks first and a worker says nothing to anyone who does
+//! Rank 0 speaks first and a worker says nothing to anyone who does
 //! not greet as rank 0 does, so that a stranger's service on a port that is tried hears nothing it could choke on.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,12 +22,11 @@ use thiserror::Error;
 use crate::device::Clock;
 use crate::units::Seconds;
 
+use super::line::{HANDSHAKE_BYTES_MAX, Line};
 use super::place::{JobPlace, MeetingPlace};
 
-/// No line is longer: the largest holds a plan's share and a finding.
-const LINE_BYTES_MAX: u64 = 1 << 20;
-
-/// A handshake takes round trips, not seconds; who is slower makes room for others.
+/// Each half of a handshake, up to the proof and from there on, takes round trips, not seconds: who is slower makes room for
+/// others.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// One port is tried for so long before the next.
@@ -34,9 +34,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often a worker tries to find rank 0, and rank 0 looks who has come.
 const AGAIN: Duration = Duration::from_millis(20);
-
-/// A peer that takes nothing for so long is given up: what it is told is short.
-const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Strangers that may be in the middle of a handshake beside the job's own ranks.
 const STRANGERS_MAX: usize = 16;
@@ -71,6 +68,15 @@ pub enum MeetError {
          network with --meet ADDRESS:PORT"
     )]
     Loopback {
+        /// As named.
+        host: String,
+    },
+    /// The name stands for all interfaces.
+    #[error(
+        "{host} stands for every interface of rank 0's host; name the address of one that leads to the others with --meet \
+         ADDRESS:PORT"
+    )]
+    Anywhere {
         /// As named.
         host: String,
     },
@@ -181,8 +187,9 @@ impl Invitation {
     }
 
     fn place(&self) -> String {
-        let [first, .., last] = self.ports[..] else { return format!("{}:{}", self.host, self.ports[0]) };
-        format!("{}:{first}-{last}", self.host)
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let [first, .., last] = self.ports[..] else { return format!("{host}:{}", self.ports[0]) };
+        format!("{host}:{first}-{last}")
     }
 }
 
@@ -218,80 +225,6 @@ struct ClockTrip {
     now_s: Seconds,
 }
 
-/// One side of a connection between rank 0 and a worker.
-#[derive(Debug)]
-pub(super) struct Line {
-    reader: BufReader<TcpStream>,
-    writer: TcpStream,
-}
-
-impl Line {
-    fn of(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
-        stream.set_write_timeout(Some(WRITE_LIMIT))?;
-        Ok(Self { reader: BufReader::new(stream.try_clone()?), writer: stream })
-    }
-
-    /// Takes it apart; reads no longer end by themselves, so that a thread can wait for them.
-    pub(super) fn split(self) -> io::Result<(Lines, Speech)> {
-        self.writer.set_read_timeout(None)?;
-        Ok((Lines(self.reader), Speech(self.writer)))
-    }
-
-    fn read<T: DeserializeOwned>(&mut self) -> io::Result<T> {
-        read(&mut self.reader)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-
-    fn write(&mut self, value: &impl Serialize) -> io::Result<()> {
-        write(&mut self.writer, value)
-    }
-}
-
-/// What comes in.
-#[derive(Debug)]
-pub(super) struct Lines(BufReader<TcpStream>);
-
-impl Lines {
-    /// The next line; none at the end.
-    pub(super) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        read(&mut self.0)
-    }
-}
-
-/// What goes out. Dropping it ends the connection for both sides.
-#[derive(Debug)]
-pub(super) struct Speech(TcpStream);
-
-impl Speech {
-    /// Says one line. Who does not take it within a moment is given up.
-    pub(super) fn say(&mut self, value: &impl Serialize) -> io::Result<()> {
-        write(&mut self.0, value).inspect_err(|_| drop(self.0.shutdown(std::net::Shutdown::Both)))
-    }
-}
-
-impl Drop for Speech {
-    fn drop(&mut self) {
-        // a thread that reads from the same connection must not outlive it
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
-    }
-}
-
-fn read<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
-    let mut line = String::new();
-    let read = reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)?;
-    if read > 0 && !line.ends_with('\n') {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without end"));
-    }
-    if read == 0 { Ok(None) } else { Ok(Some(serde_json::from_str(&line)?)) }
-}
-
-fn write(writer: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    writer.write_all(&line)
-}
-
 /// By rank, what each worker said about itself, and its connection; none for those that did not come.
 pub(super) type Come<H> = Vec<Option<(H, Line)>>;
 
@@ -323,7 +256,7 @@ impl Meeting {
     /// the token is a new one, which [`Meeting::invitation`] must carry to the others.
     ///
     /// # Errors
-    /// No such address, every port is taken, or it is the loopback interface.
+    /// No such address, every port is taken, or it is the loopback interface, or any.
     pub(super) fn at(place: &MeetingPlace, job: &JobPlace, random: bool) -> Result<Self, MeetError> {
         let known = Invitation::to(place, job).token().filter(|_| !random);
         let meeting = Self::listen(place, known.unwrap_or_else(Token::random))?;
@@ -331,6 +264,7 @@ impl Meeting {
             Ok(address) if address.ip().is_loopback() && !job.one_host => {
                 Err(MeetError::Loopback { host: place.host.clone() })
             }
+            Ok(address) if address.ip().is_unspecified() => Err(MeetError::Anywhere { host: place.host.clone() }),
             _ => Ok(meeting),
         }
     }
@@ -343,8 +277,11 @@ impl Meeting {
                 Ok((listener.local_addr()?, listener))
             }) {
                 Ok((address, listener)) => {
-                    let host = address.ip().to_string();
-                    let invitation = Invitation { host, ports: vec![address.port()], token: hex(&token.0) };
+                    let invitation = Invitation {
+                        host: on_link(address.ip(), &place.host),
+                        ports: vec![address.port()],
+                        token: hex(&token.0),
+                    };
                     return Ok(Self { listener, invitation, token, notice: None });
                 }
                 Err(error) => last = error,
@@ -384,7 +321,7 @@ impl Meeting {
                 let place = self.invitation.place();
                 return (come, Err(MeetError::Late { missing: missing.join(", "), limit, place }));
             }
-            if away < world + STRANGERS_MAX
+            while away < world + STRANGERS_MAX
                 && let Ok((stream, _)) = self.listener.accept()
             {
                 let (token, say) = (self.token, say.clone());
@@ -419,11 +356,26 @@ impl Drop for Meeting {
 
 /// The addresses of a host under each port, in order of the ports.
 fn addresses(host: &str, ports: &[u16]) -> Vec<io::Result<SocketAddr>> {
-    let of = |port: &u16| match (host, *port).to_socket_addrs() {
-        Ok(found) => found.map(Ok).collect(),
+    match (host, 0).to_socket_addrs() {
+        Ok(found) => {
+            let found: Vec<SocketAddr> = found.collect();
+            let under = |port: &u16| {
+                let port = *port;
+                found.clone().into_iter().map(move |mut address| {
+                    address.set_port(port);
+                    Ok(address)
+                })
+            };
+            ports.iter().flat_map(under).collect()
+        }
         Err(error) => vec![Err(error)],
-    };
-    ports.iter().flat_map(of).collect()
+    }
+}
+
+/// An address as others can use it: one that holds on a single link is nothing without the link, which `named` may name.
+fn on_link(address: IpAddr, named: &str) -> String {
+    let link = named.split_once('%').map_or_else(String::new, |(_, link)| format!("%{link}"));
+    format!("{address}{link}")
 }
 
 /// Writes the invitation so that it is whole once it is there, for this user's eyes only.
@@ -437,7 +389,7 @@ fn publish(path: &Path, invitation: &Invitation) -> io::Result<()> {
 /// Rank 0's half of the handshake: greets, and hears who knows the token.
 fn introduce<H: DeserializeOwned>(stream: TcpStream, token: &Token) -> io::Result<(H, Line, Welcome)> {
     stream.set_nonblocking(false)?;
-    let mut line = Line::of(stream)?;
+    let mut line = Line::of(stream, Instant::now() + HANDSHAKE_LIMIT)?;
     let own = hex(&Token::random().0);
     line.write(&Greeting { protocol: PROTOCOL.into(), number: own.clone() })?;
     let Introduction { number, proof, hello } = line.read()?;
@@ -450,6 +402,7 @@ fn introduce<H: DeserializeOwned>(stream: TcpStream, token: &Token) -> io::Resul
 
 /// Answers a worker; one that is taken is told the time as often as it asks, a few round trips.
 fn welcomed(mut line: Line, mut welcome: Welcome, rank: Result<usize, String>) -> Option<(usize, Line)> {
+    line.until(Instant::now() + HANDSHAKE_LIMIT);
     welcome.refused = rank.clone().err();
     line.write(&welcome).ok()?;
     let rank = rank.ok()?;
@@ -490,7 +443,7 @@ pub(super) fn meet(way: &Way, hello: &impl Serialize, limit: Seconds, stop: &Ato
             Way::Invited(invitation) => Ok(invitation.clone()),
             Way::Notice(folder) => notice(&folder.join(NOTICE)),
         };
-        let last = match invitation.and_then(|invitation| try_all(&invitation, hello)) {
+        let last = match invitation.and_then(|invitation| try_all(&invitation, hello, (deadline, stop))) {
             Ok(Ok(met)) => return Ok(met),
             Ok(Err(why)) => return Err(MeetError::Refused { why }),
             Err(error) => error.to_string(),
@@ -506,24 +459,37 @@ pub(super) fn meet(way: &Way, hello: &impl Serialize, limit: Seconds, stop: &Ato
     }
 }
 
-/// The notice of rank 0 in the run folder.
+/// The notice of rank 0 in the run folder. Whoever wrote it can give orders, so that it must be this user, and nobody else
+/// may know its token.
 fn notice(path: &Path) -> io::Result<Invitation> {
-    let invitation: Invitation = serde_json::from_slice(&fs::read(path)?)?;
-    let loopback = invitation.host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    if loopback {
-        Ok(invitation)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "it leads away from this host"))
+    let wrong = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if about.uid() != geteuid().as_raw() || about.mode() & 0o077 != 0 {
+        return Err(wrong("it is not this user's alone"));
     }
+    let mut text = Vec::new();
+    file.take(HANDSHAKE_BYTES_MAX).read_to_end(&mut text)?;
+    let invitation: Invitation = serde_json::from_slice(&text)?;
+    let loopback = invitation.host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if loopback { Ok(invitation) } else { Err(wrong("it leads away from this host")) }
 }
 
-/// Tries each port. Inside: why rank 0 refuses.
-fn try_all(invitation: &Invitation, hello: &impl Serialize) -> io::Result<Result<Met, String>> {
+/// Tries each address, until `deadline` or `stop`. Inside: why rank 0 refuses.
+fn try_all(
+    invitation: &Invitation,
+    hello: &impl Serialize,
+    (deadline, stop): (Instant, &AtomicBool),
+) -> io::Result<Result<Met, String>> {
     let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the invitation holds no token");
     let token = invitation.token().ok_or_else(wrong)?;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses(&invitation.host, &invitation.ports) {
-        let tried = address.and_then(|address| TcpStream::connect_timeout(&address, CONNECT_LIMIT));
+    for (index, address) in addresses(&invitation.host, &invitation.ports).into_iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
+        if index > 0 && (left == AGAIN || stop.load(Ordering::Relaxed)) {
+            break;
+        }
+        let tried = address.and_then(|address| TcpStream::connect_timeout(&address, CONNECT_LIMIT.min(left)));
         match tried.and_then(|stream| knock(stream, &token, hello)) {
             Ok(answer) => return Ok(answer),
             Err(error) => last = error,
@@ -535,13 +501,14 @@ fn try_all(invitation: &Invitation, hello: &impl Serialize) -> io::Result<Result
 /// A worker's half of the handshake.
 fn knock(stream: TcpStream, token: &Token, hello: &impl Serialize) -> io::Result<Result<Met, String>> {
     let stranger = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let mut line = Line::of(stream)?;
+    let mut line = Line::of(stream, Instant::now() + HANDSHAKE_LIMIT)?;
     let greeting: Greeting = line.read().map_err(|_| stranger("somebody listens there who is not rank 0"))?;
     if greeting.protocol != PROTOCOL {
         return Err(stranger(&format!("rank 0 speaks {:?}, another version than this worker", greeting.protocol)));
     }
     let own = hex(&Token::random().0);
     let numbers = [greeting.number.as_str(), own.as_str()];
+    line.until(Instant::now() + HANDSHAKE_LIMIT);
     line.write(&Introduction { proof: token.proof("worker", numbers), number: own.clone(), hello })?;
     let foreign = format!("whoever listens there belongs to another job, or holds another {TOKEN_VARIABLE}");
     let welcome: Welcome = line.read().map_err(|_| stranger(&foreign))?;
@@ -626,8 +593,11 @@ mod tests {
         let error = go(&way, 1, SHORT).err().unwrap();
         assert!(matches!(error, MeetError::NotMet { .. }), "{error}");
         fs::write(&notice, r#"{"host":"192.0.2.1","ports":[1],"token":""}"#).unwrap();
-        let error = go(&way, 1, SHORT).err().unwrap().to_string();
-        assert!(error.ends_with("it leads away from this host"), "{error}");
+        for (mode, why) in [(0o640, "it is not this user's alone"), (0o600, "it leads away from this host")] {
+            fs::set_permissions(&notice, fs::Permissions::from_mode(mode)).unwrap();
+            let error = go(&way, 1, SHORT).err().unwrap().to_string();
+            assert!(error.ends_with(why), "{error}");
+        }
     }
 
     #[test]
@@ -682,9 +652,56 @@ mod tests {
         let place = MeetingPlace { host: "127.0.0.1".into(), ports: vec![0] };
         let error = Meeting::at(&place, &JobPlace { one_host: false, ..job("a") }, false).err().unwrap();
         assert!(matches!(error, MeetError::Loopback { .. }), "{error}");
+        let everywhere = MeetingPlace { host: "0.0.0.0".into(), ports: vec![0] };
+        let error = Meeting::at(&everywhere, &JobPlace { one_host: false, ..job("a") }, false).err().unwrap();
+        assert!(matches!(error, MeetError::Anywhere { .. }), "{error}");
         let place = MeetingPlace { host: "192.0.2.1".into(), ports: vec![0] };
         let error = Meeting::at(&place, &job("a"), false).err().unwrap().to_string();
         assert!(error.contains("could not listen on 192.0.2.1:0"), "{error}");
+    }
+
+    #[test]
+    fn silent_strangers_keep_no_place_and_an_ended_job_is_not_waited_for() {
+        let place = MeetingPlace { host: "127.0.0.1".into(), ports: vec![0] };
+        let meeting = Meeting::at(&place, &job("a"), true).unwrap();
+        let own = meeting.invitation().clone();
+        let address = (own.host.clone(), own.ports[0]);
+        // as many as may be in the middle of a handshake, and none says a word
+        let (come, error, waited) = gathered(meeting, 1, LONG, || {
+            let strangers: Vec<TcpStream> =
+                (0..=STRANGERS_MAX).map(|_| TcpStream::connect(address.clone()).unwrap()).collect();
+            let begun = Instant::now();
+            go(&Way::Invited(own), 0, LONG).unwrap();
+            drop(strangers);
+            begun.elapsed()
+        });
+        assert!(come == 1 && error.is_none());
+        assert!(waited < 2 * HANDSHAKE_LIMIT, "took {waited:?}");
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = silent.local_addr().unwrap();
+        let way = Way::Invited(Invitation {
+            host: "127.0.0.1".into(),
+            ports: vec![here.port(); 1000],
+            token: "00".repeat(32),
+        });
+        let stop = AtomicBool::new(false);
+        let error = thread::scope(|scope| {
+            let meeting = scope.spawn(|| meet(&way, &0, Seconds(1e3), &stop).err());
+            let first = silent.accept().unwrap();
+            stop.store(true, Ordering::Relaxed);
+            drop(first);
+            meeting.join().unwrap()
+        });
+        assert!(matches!(error, Some(MeetError::Interrupted)), "{error:?}");
+    }
+
+    #[test]
+    fn an_address_of_a_link_keeps_the_name_of_the_link() {
+        assert_eq!(on_link("fe80::1".parse().unwrap(), "fe80::1%eth0"), "fe80::1%eth0");
+        assert_eq!(on_link("192.0.2.1".parse().unwrap(), "node7"), "192.0.2.1");
+        let invitation = Invitation { host: "fe80::1%eth0".into(), ports: vec![7], token: String::new() };
+        assert_eq!(invitation.place(), "[fe80::1%eth0]:7");
+        assert_eq!(addresses("localhost", &[1, 2]).into_iter().flatten().map(|to| to.port()).max(), Some(2));
     }
 
     #[test]

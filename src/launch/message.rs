@@ -27,6 +27,8 @@ pub(super) struct Assignment {
     pub(super) exchange: Exchange,
     /// Whether it keeps its weights before the first step and after the last, beside its rank file.
     pub(super) checkpoints: bool,
+    /// Whether all ranks are on this host, so that NCCL need not look for them in a network.
+    pub(super) one_host: bool,
     /// Ranks that share its GPU; 1 where it has it alone.
     pub(super) gpu_sharers: usize,
     /// Limits on its waiting.
@@ -58,6 +60,12 @@ pub(super) enum Exchange {
 pub(super) struct Invite {
     /// On rank 0 what MPI carries to all, at most 1 KiB.
     pub(super) text: Option<String>,
+    /// The worker's process: the rank ends with it.
+    pub(super) worker: u32,
+    /// Its rank and the number of ranks, as their launcher counts them.
+    pub(super) place: (usize, usize),
+    /// Who that is.
+    pub(super) launcher: String,
     /// Whether the rank goes on with MPI; otherwise it leaves it and begins anew, alone with its assignment.
     pub(super) keep: bool,
 }

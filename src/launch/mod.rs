@@ -2,11 +2,14 @@
 //! Knows trials, ranks and limits; hides pipes, signals and pinning.
 //! Never chooses anything while a plan runs, and never leaves a process behind.
 
+mod attend;
 mod callers;
 mod crew;
 mod error;
 mod host;
+mod invited;
 mod launcher;
+mod line;
 mod measure;
 mod meeting;
 mod message;
@@ -17,6 +20,7 @@ mod plan;
 mod rank;
 mod ranks;
 mod shares;
+mod task;
 mod telemetry;
 mod trial;
 mod worker;

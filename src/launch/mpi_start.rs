@@ -5,7 +5,7 @@ use std::io;
 use std::io::BufRead;
 
 #[cfg(feature = "mpi")]
-use crate::device::{MpiGroup, MpiSession};
+use crate::device::{self, MpiGroup, MpiSession};
 
 use super::message::Exchange;
 use super::rank::GaveUp;
@@ -34,7 +34,9 @@ impl Joined {
         )))
     }
 
-    pub(super) fn end(self) {}
+    pub(super) fn end(self) -> Result<(), GaveUp> {
+        Ok(())
+    }
 }
 
 #[cfg(feature = "mpi")]
@@ -44,15 +46,18 @@ impl Joined {
     /// without threads can change. Nothing that was said to this rank is lost, as its worker waits for the text.
     ///
     /// # Errors
-    /// MPI refuses, or not all ranks came.
+    /// MPI refuses, counts other ranks than the launcher, or not all ranks came.
     pub(super) fn begin() -> Result<Self, GaveUp> {
         use super::message::{Invite, Message};
         use std::os::unix::process::CommandExt;
 
         let mut line = String::new();
         io::stdin().lock().read_line(&mut line).map_err(GaveUp::other)?;
-        let Invite { text, keep } = serde_json::from_str(&line).map_err(GaveUp::other)?;
+        let Invite { text, worker, place, launcher, keep } = serde_json::from_str(&line).map_err(GaveUp::other)?;
+        // nobody else ends it: it reads no orders while it waits for MPI
+        device::end_with_parent(worker).map_err(GaveUp::other)?;
         let (session, mut group) = MpiSession::begin().map_err(GaveUp::other)?;
+        counted((group.rank(), group.size()), place, &launcher).map_err(GaveUp::input)?;
         let mut bytes = text.unwrap_or_default().into_bytes();
         bytes.resize(INVITE_BYTES, 0);
         let carried = group.broadcast(bytes, INVITE_LIMIT).map_err(GaveUp::other)?;
@@ -62,7 +67,9 @@ impl Joined {
             super::rank::say(&Message::Invited { text });
             return Ok(Self { session: Some(session), group: Some(group) });
         }
-        session.end();
+        drop(group);
+        session.end().map_err(GaveUp::other)?;
+        device::outlive_parent().map_err(GaveUp::other)?;
         super::rank::say(&Message::Invited { text });
         let failed = std::process::Command::new(super::launcher::PROGRAM).arg0("rigscale").arg("rank").exec();
         Err(GaveUp::other(failed))
@@ -74,11 +81,29 @@ impl Joined {
     }
 
     /// Leaves MPI, together with all other ranks.
-    pub(super) fn end(self) {
-        if let Some(session) = self.session {
-            session.end();
-        }
+    ///
+    /// # Errors
+    /// The communicator is still in use.
+    pub(super) fn end(self) -> Result<(), GaveUp> {
+        let Self { session, group } = self;
+        drop(group);
+        session.map_or(Ok(()), MpiSession::end).map_err(GaveUp::other)
     }
+}
+
+/// MPI that was not started by the `mpirun` that started the job takes each process for a job of its own.
+#[cfg(feature = "mpi")]
+fn counted((rank, size): (usize, usize), told: (usize, usize), launcher: &str) -> Result<(), String> {
+    if (rank, size) == told {
+        return Ok(());
+    }
+    let ranks = |count| if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") };
+    let counts = if size == told.1 {
+        format!("MPI calls this rank {rank}, {launcher} rank {}", told.0)
+    } else {
+        format!("MPI counts {}, {launcher} started {}", ranks(size), told.1)
+    };
+    Err(format!("{counts}: use the mpirun of the MPI that rigscale was built with"))
 }
 
 /// As many bytes are carried, whatever the text; an invitation takes some 150.
@@ -90,10 +115,11 @@ const INVITE_BYTES: usize = 1024;
 const INVITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Leaves MPI, where the rank has joined it.
-pub(super) fn leave(joined: Option<Joined>) {
-    if let Some(joined) = joined {
-        joined.end();
-    }
+///
+/// # Errors
+/// The communicator is still in use.
+pub(super) fn leave(joined: Option<Joined>) -> Result<(), GaveUp> {
+    joined.map_or(Ok(()), Joined::end)
 }
 
 /// Whether the assignment fits what the rank has joined.

@@ -1,6 +1,7 @@
 //! A rank's place in a job that another launcher started, read from the environment that the launcher gave it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use thiserror::Error;
@@ -29,7 +30,8 @@ pub enum JobLauncher {
 }
 
 impl JobLauncher {
-    const ALL: [Self; 4] = [Self::Torchrun, Self::OpenMpi, Self::Pmi, Self::Slurm];
+    // `srun --mpi=pmi2` sets both its own variables and those of PMI, without a number on the host among the latter
+    const ALL: [Self; 4] = [Self::Torchrun, Self::OpenMpi, Self::Slurm, Self::Pmi];
 
     /// The variables of rank and number of ranks, each with its place among the launcher's words.
     fn variables(self) -> [&'static str; 2] {
@@ -116,6 +118,14 @@ pub enum PlaceError {
         /// Who started them.
         launcher: JobLauncher,
     },
+    /// The user names a host to meet at, and nobody a port.
+    #[error(
+        "--meet {host} names no port, on which ranks of several hosts meet where MPI does not carry one: --meet {host}:PORT"
+    )]
+    NoPort {
+        /// As named.
+        host: String,
+    },
 }
 
 /// Where ranks of several hosts meet.
@@ -154,8 +164,8 @@ type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl JobPlace {
     /// Reads the place from the environment; `meet` is what the user named as meeting place, `HOST:PORT` or `HOST`.
     ///
-    /// Where several launchers have set variables they must agree, but for Slurm below another: `srun` starts agents of
-    /// torchrun and Open MPI, which inherit its variables and start the ranks.
+    /// Where several launchers have set variables they must agree, but for Slurm, with its PMI, below another: `srun` starts
+    /// agents of torchrun, Open MPI and MPICH, which inherit its variables and start the ranks.
     ///
     /// # Errors
     /// No launcher, two that contradict each other, or a value that cannot be.
@@ -168,9 +178,13 @@ impl JobPlace {
             }
         }
         let agent = get("TORCHELASTIC_RUN_ID").is_some() || get("OMPI_COMM_WORLD_RANK").is_some();
-        if agent && 1 < found.len() {
-            found.retain(|(launcher, _)| *launcher != JobLauncher::Slurm);
-        }
+        let below: &[JobLauncher] = match found.len() {
+            2.. if agent => &[JobLauncher::Slurm, JobLauncher::Pmi],
+            // Slurm's own PMI does not set it
+            2.. if get(JobLauncher::Pmi.local_rank()).is_some() => &[JobLauncher::Slurm],
+            _ => &[],
+        };
+        found.retain(|(launcher, _)| !below.contains(launcher));
         let Some(&(launcher, (rank, world))) = found.first() else { return Err(PlaceError::NoLauncher) };
         if let Some((second, other)) = found.iter().find(|(_, other)| *other != (rank, world)) {
             return Err(PlaceError::Contradiction {
@@ -184,7 +198,11 @@ impl JobPlace {
         let given = launcher.variables()[0];
         let local_rank = number(local, &get, 0..world)?.ok_or(PlaceError::Unset { launcher, given, name: local })?;
         let one_host = one_host(launcher, world, &get)?;
-        let mpi = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"].iter().any(|name| get(name).is_some());
+        // below torchrun they are those of its agent
+        let mpi = launcher != JobLauncher::Torchrun
+            && ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"]
+                .iter()
+                .any(|name| get(name).is_some_and(|value| value.trim().parse() == Ok(rank)));
         let meeting = match meet {
             Some(meet) => Some(meeting_place("--meet", meet)?),
             None if one_host => None,
@@ -241,11 +259,23 @@ fn one_host(launcher: JobLauncher, world: usize, get: Environment) -> Result<boo
     Ok(said.unwrap_or(false))
 }
 
+/// A host at which ranks can meet: not the address that stands for every interface.
+fn one_interface(name: &str, host: String) -> Result<String, PlaceError> {
+    match host.parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() => {
+            let wanted = "one address of rank 0's host; this one stands for all of its interfaces".into();
+            Err(PlaceError::Value { name: name.into(), value: host, wanted })
+        }
+        _ => Ok(host),
+    }
+}
+
 /// The meeting place that the launcher's variables give.
 fn named_by(launcher: JobLauncher, get: Environment) -> Result<Option<MeetingPlace>, PlaceError> {
     match launcher {
         JobLauncher::Torchrun => {
             let Some(host) = get("MASTER_ADDR") else { return Ok(None) };
+            let host = one_interface("MASTER_ADDR", host)?;
             let Some(port) = number("MASTER_PORT", get, 1..65_536)? else {
                 return Err(PlaceError::Unset { launcher, given: "MASTER_ADDR", name: "MASTER_PORT" });
             };
@@ -291,7 +321,7 @@ fn meeting_place(name: &str, text: &str) -> Result<MeetingPlace, PlaceError> {
     if host.is_empty() || !host.chars().all(plain) {
         return Err(wrong());
     }
-    Ok(MeetingPlace { host: host.into(), ports: vec![port] })
+    Ok(MeetingPlace { host: one_interface(name, host.into())?, ports: vec![port] })
 }
 
 /// The first host of Slurm's list: `node07`, `node[03-04,09],login`, `r[1-2]n[1-4]`.
@@ -320,7 +350,7 @@ fn job(launcher: JobLauncher, get: Environment) -> String {
         JobLauncher::Torchrun => &["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"],
         JobLauncher::Slurm => &["SLURM_JOB_ID", "SLURM_STEP_ID"],
         JobLauncher::OpenMpi => &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"],
-        JobLauncher::Pmi => &["PMI_ID", "PMIX_NAMESPACE"],
+        JobLauncher::Pmi => &["PMIX_NAMESPACE"],
     };
     let words: Vec<String> = names.iter().filter_map(|name| get(name)).collect();
     format!("{launcher} {}", words.join(" "))
@@ -394,8 +424,37 @@ mod tests {
         assert!(refused.contains("torchrun says that this is rank 3 of 4, Slurm says rank 2 of 4"), "{refused}");
         let refused = place(&format!("{OPEN_MPI} {TORCHRUN}"), None).unwrap_err().to_string();
         assert!(refused.contains("Open MPI says rank 1 of 2"), "{refused}");
-        let agreeing = format!("{} PMI_RANK=2 PMI_SIZE=4", SLURM.replace("SLURM_LOCALID=0", "MPI_LOCALRANKID=0"));
-        assert_eq!(place(&agreeing, None).unwrap().launcher, JobLauncher::Pmi);
+    }
+
+    #[test]
+    fn pmi_is_slurms_own_or_that_of_a_process_manager_below_it() {
+        let own = place(&format!("{SLURM} PMI_RANK=2 PMI_SIZE=4 PMI_ID=2"), None).unwrap();
+        assert_eq!((own.launcher, own.mpi, own.local_rank), (JobLauncher::Slurm, true, 0));
+        let hydra = "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2 PMI_ID=1";
+        let below = place(&format!("{SLURM} {hydra}"), None).unwrap();
+        assert_eq!((below.launcher, below.rank, below.mpi, below.one_host), (JobLauncher::Pmi, 1, true, true));
+        assert_eq!(
+            below.job,
+            place(&hydra.replace("PMI_ID=1", "PMI_ID=0"), None).unwrap().job,
+            "one job, whatever the rank"
+        );
+        let refused = place(&format!("{SLURM} PMI_RANK=1 PMI_SIZE=4"), None).unwrap_err().to_string();
+        assert!(refused.contains("Slurm says that this is rank 2 of 4, PMI says rank 1 of 4"), "{refused}");
+        let agent = place(&format!("{SLURM} PMI_RANK=2 PMI_SIZE=4 {TORCHRUN}"), None).unwrap();
+        assert_eq!((agent.launcher, agent.mpi), (JobLauncher::Torchrun, false));
+    }
+
+    #[test]
+    fn mpi_connects_ranks_that_it_numbers_as_their_launcher_does() {
+        for (variables, mpi) in [
+            (format!("{SLURM} PMIX_RANK=2"), true),
+            (format!("{SLURM} PMIX_RANK=1"), false),
+            (SLURM.to_owned(), false),
+            // each rank inherits that of the agent
+            (format!("{SLURM} {TORCHRUN} PMIX_RANK=3"), false),
+        ] {
+            assert_eq!(place(&variables, None).unwrap().mpi, mpi, "{variables}");
+        }
     }
 
     #[test]
@@ -410,11 +469,16 @@ mod tests {
             ("MASTER_PORT=29500", "MASTER_PORT=0", "MASTER_PORT=\"0\" should be a number from 1 to 65535"),
             ("MASTER_PORT=29500", "X=1", "has set MASTER_ADDR but not MASTER_PORT"),
             ("LOCAL_WORLD_SIZE=2", "LOCAL_WORLD_SIZE=9", "LOCAL_WORLD_SIZE=\"9\""),
+            (
+                "MASTER_ADDR=node1",
+                "MASTER_ADDR=0.0.0.0",
+                "MASTER_ADDR=\"0.0.0.0\" should be one address of rank 0's host",
+            ),
         ] {
             let text = place(&TORCHRUN.replacen(from, to, 1), None).unwrap_err().to_string();
             assert!(text.contains(name), "{from} → {to}: {text}");
         }
-        for meet in ["", ":1", "host:99999", "host:x", "a b:1", "[::1", "[::1]x", "host:1:2x/"] {
+        for meet in ["", ":1", "0.0.0.0:1", "[::]:1", "host:99999", "host:x", "a b:1", "[::1", "[::1]x", "host:1:2x/"] {
             assert!(matches!(place(TORCHRUN, Some(meet)), Err(PlaceError::Value { .. })), "{meet}");
         }
         for (meet, host, port) in [("[::1]:7", "::1", 7), ("host", "host", 0), ("fe80::1%eth0", "fe80::1%eth0", 0)] {

@@ -245,14 +245,14 @@ fn sentences(wanted: &Wanted, config: &TrainConfig, fit: &Fit, step: Seconds, tr
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::launch::shares::cpu_shares;
     use crate::model::preset;
     use crate::record::{DataSource, Precision};
     use crate::topology::Core;
 
-    fn wanted() -> Wanted {
+    pub(in crate::launch) fn wanted() -> Wanted {
         Wanted {
             device: Device::Cpu,
             grade: Grade::CpuRanks,

@@ -47,6 +47,12 @@ impl GaveUp {
         Self { cause, text: chain(error), blames: None }
     }
 
+    /// What was asked for cannot be.
+    #[cfg(feature = "mpi")]
+    pub(super) fn input(text: String) -> Self {
+        Self { cause: Cause::Input, text, blames: None }
+    }
+
     pub(super) fn other(error: impl Error + 'static) -> Self {
         Self::new(Cause::Other, &error)
     }
@@ -66,6 +72,9 @@ impl GaveUp {
             CommError::Late { .. } => (Cause::Unmet, None),
             CommError::Gpu(error) if matches!(**error, CudaError::NotMet { .. }) => (Cause::Unmet, None),
             CommError::Gpu(error) if error.is_of_a_peer() => (Cause::PeerLost, None),
+            // MPI does not say who is gone either
+            #[cfg(feature = "mpi")]
+            CommError::Mpi(device::MpiError::Call { .. }) => (Cause::PeerLost, None),
             _ => (Cause::Other, None),
         };
         Self { cause, text: chain(whole), blames }
@@ -227,7 +236,7 @@ fn live(mut assignment: Assignment, mut joined: Option<Joined>) -> Result<(), Ga
             if let Some(weights) = weights {
                 say(&Message::Done { weights });
                 drop(training);
-                leave(joined);
+                leave(joined)?;
             }
             Ok(())
         }
@@ -339,6 +348,9 @@ fn over_mpi(_: &Assignment, _: &Ordered, _: &mut Option<Joined>) -> Result<Reduc
     Joined::begin().map(|_| Reducer::none())
 }
 
+/// NCCL meets its ranks over the network interface of this name, by default over one that leads out of the host.
+const INTERFACE: &str = "NCCL_SOCKET_IFNAME";
+
 /// Tells NCCL by its environment, before any thread could read that, what was asked for; gives the file of its log.
 fn set_up_nccl(assignment: &mut Assignment) -> Result<PathBuf, GaveUp> {
     let library = NcclLibrary::load().map_err(TrainError::from)?;
@@ -346,6 +358,9 @@ fn set_up_nccl(assignment: &mut Assignment) -> Result<PathBuf, GaveUp> {
     head.software.insert("nccl".into(), library.version());
     let log = assignment.file.with_extension("nccl.log");
     let mut variables = nccl_log::debug_settings(&log.to_string_lossy());
+    if assignment.one_host && std::env::var_os(INTERFACE).is_none() {
+        variables.insert(INTERFACE.into(), "lo".into());
+    }
     if assignment.gpu_sharers > 1 {
         variables.extend(sharing(&library, head.rank));
         head.nccl.max_ctas.get_or_insert(SHARED_CTAS);
@@ -369,7 +384,7 @@ pub(super) fn sharing(library: &NcclLibrary, rank: usize) -> BTreeMap<String, St
         // each rank passes for a host of its own, and they talk over the loopback interface
         &[
             ("NCCL_HOSTID", host.as_str()),
-            ("NCCL_SOCKET_IFNAME", "lo"),
+            (INTERFACE, "lo"),
             ("NCCL_NET", "Socket"),
             ("NCCL_NET_PLUGIN", "none"),
             ("NCCL_MNNVL_ENABLE", "0"),

@@ -15,17 +15,11 @@ use crate::device::is_stopped;
 use crate::units::Seconds;
 
 use super::LaunchError;
-use super::crew::Crew;
+use super::crew::{Crew, KILLED_LIMIT, STOP_POLL};
 use super::message::{Assignment, Message, Order};
 
 /// A rank says nothing longer.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
-
-/// How often the launcher looks whether a process that was told to stop is gone.
-const STOP_POLL: Duration = Duration::from_millis(5);
-
-/// A killed process is gone within moments, unless it hangs in the kernel.
-const KILLED_LIMIT: Seconds = Seconds(5.0);
 
 /// Of a rank's log, so much is read.
 const LOG_TAIL_BYTES: u64 = 4096;
@@ -55,6 +49,7 @@ pub(super) struct RankProcess {
     child: Child,
     orders: ChildStdin,
     status: Option<ExitStatus>,
+    killed: bool,
 }
 
 impl Ranks {
@@ -88,7 +83,7 @@ impl Ranks {
 }
 
 impl Crew for Ranks {
-    const CUT_OFF: &'static str = "closed its pipe";
+    const FAILED: &'static str = "the rank's own words say what to change; its log stands beside its record";
     const GATHER: Duration = Duration::from_millis(400);
 
     fn hear(&mut self, wait: Duration) -> Option<(usize, Heard)> {
@@ -105,6 +100,10 @@ impl Crew for Ranks {
 
     fn status(&mut self, rank: usize) -> Option<ExitStatus> {
         self.ranks[rank].status()
+    }
+
+    fn cut_off(&self, _rank: usize) -> &'static str {
+        "closed its pipe"
     }
 
     fn last_words(&self, rank: usize) -> String {
@@ -153,7 +152,7 @@ impl RankProcess {
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let orders = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         thread::Builder::new().name("process says".into()).spawn(move || listen(stdout, hear))?;
-        Ok(Self { child, orders, status: None })
+        Ok(Self { child, orders, status: None, killed: false })
     }
 
     /// Tells it one line. A rank that is gone cannot hear it, which its status tells.
@@ -178,6 +177,7 @@ impl RankProcess {
     pub(super) fn kill(&mut self) {
         if self.status.is_none() {
             let _ = self.child.kill();
+            self.killed = true;
         }
     }
 
@@ -191,6 +191,15 @@ impl RankProcess {
             self.kill();
         }
         self.status
+    }
+}
+
+impl Drop for RankProcess {
+    /// One that was started and never watched to its end does not stay behind.
+    fn drop(&mut self) {
+        if !self.killed {
+            self.finish(Seconds(0.0));
+        }
     }
 }
 

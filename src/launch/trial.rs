@@ -11,18 +11,9 @@ use crate::record::{Arm, Finding, Limits, Severity, Trial};
 use crate::units::Seconds;
 
 use super::LaunchError;
-use super::crew::Crew;
+use super::crew::{Attention, Crew, LOOK, TEARDOWN_LIMIT};
 use super::message::{Cause, Message, Order};
 use super::ranks::Heard;
-
-/// How often the limits and the user's interruption are looked at.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// A launcher that has not looked for so long was stopped or blocked itself.
-const ABSENCE: Duration = Duration::from_secs(1);
-
-/// A rank that has written its end line only has to free its memory and go.
-const TEARDOWN_LIMIT: Seconds = Seconds(10.0);
 
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +39,7 @@ pub(super) struct Watch<'a, C> {
     checksums: BTreeMap<usize, (usize, String)>,
     started: Instant,
     released: Option<Instant>,
-    looked: Instant,
+    attention: Attention,
 }
 
 /// What is known of one rank.
@@ -85,7 +76,18 @@ impl<'a, C: Crew> Watch<'a, C> {
         let started = Instant::now();
         let fresh = Seen { weights: None, meets: false, ready: false, steps: 0, last: started };
         let (seen, checksums) = (vec![fresh; trial.shares.len()], BTreeMap::new());
-        Self { trial, limits, remark, ranks, seen, id: None, checksums, started, released: None, looked: started }
+        Self {
+            trial,
+            limits,
+            remark,
+            ranks,
+            seen,
+            id: None,
+            checksums,
+            started,
+            released: None,
+            attention: Attention::begin(),
+        }
     }
 
     /// Watches until the trial is over and no process of it is left. `step` hears of the fewest steps any rank has done.
@@ -129,9 +131,7 @@ impl<'a, C: Crew> Watch<'a, C> {
 
     /// A launcher that was stopped or blocked itself knows nothing of that time: it counts against no rank.
     fn forgive_own_absence(&mut self) {
-        let away = self.looked.elapsed();
-        self.looked = Instant::now();
-        if away > ABSENCE {
+        if let Some(away) = self.attention.absence() {
             self.started += away;
             self.seen.iter_mut().for_each(|seen| seen.last = Instant::now());
         }
@@ -298,7 +298,7 @@ impl<'a, C: Crew> Watch<'a, C> {
         let steps = |rank: usize| self.seen.get(rank).map_or(0, |seen| seen.steps);
         let (code, rank, seen, remedy) = match trouble {
             Trouble::Exited { rank, status } => {
-                let how = status.map_or_else(|| C::CUT_OFF.to_owned(), exit_words);
+                let how = status.map_or_else(|| self.ranks.cut_off(*rank).to_owned(), exit_words);
                 let words = self.ranks.last_words(*rank);
                 let words = if words.is_empty() { String::new() } else { format!("; it wrote: {words}") };
                 ("rank-died", *rank, format!("rank {rank} {how} after {} steps{words}", steps(*rank)), DIED)
@@ -321,7 +321,7 @@ impl<'a, C: Crew> Watch<'a, C> {
                 (code, behind, format!("rank {behind} is behind after {} steps: {text}", steps(behind)), STUCK)
             }
             Trouble::Failed { rank, text, .. } => {
-                ("rank-failed", *rank, format!("rank {rank} gave up after {} steps: {text}", steps(*rank)), FAILED)
+                ("rank-failed", *rank, format!("rank {rank} gave up after {} steps: {text}", steps(*rank)), C::FAILED)
             }
             Trouble::Stuck { rank, code, doing, limit } => {
                 let seen = format!("rank {rank} did not {doing} within {limit}; it had done {} steps", steps(*rank));
@@ -346,7 +346,6 @@ impl<'a, C: Crew> Watch<'a, C> {
 
 const DIED: &str = "look into the kernel log for this time: the out-of-memory killer, a machine check, or somebody's kill; then run again";
 const STUCK: &str = "see whether the process was stopped or the host is overloaded (load average, other jobs on the same cores); then run again";
-const FAILED: &str = "the rank's own words say what to change; its log stands beside its record";
 const APART: &str = "run again with --checksum-every 1 to see after which step; if it stays with one rank, its GPU or its memory is suspect";
 const GARBLED: &str = "something in the rank's process writes to its stdout; run again without preloaded libraries";
 
@@ -368,7 +367,7 @@ mod tests {
     struct Said(VecDeque<(usize, Message)>);
 
     impl Crew for Said {
-        const CUT_OFF: &'static str = "is silent";
+        const FAILED: &'static str = "";
         const GATHER: Duration = Duration::ZERO;
 
         fn hear(&mut self, _wait: Duration) -> Option<(usize, Heard)> {
@@ -383,6 +382,10 @@ mod tests {
 
         fn status(&mut self, _rank: usize) -> Option<ExitStatus> {
             Some(ExitStatus::from_raw(0))
+        }
+
+        fn cut_off(&self, _rank: usize) -> &'static str {
+            "is silent"
         }
 
         fn last_words(&self, _rank: usize) -> String {

@@ -3,43 +3,31 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::Path;
-use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::device::SharedMemory;
-use crate::record::{Device, Finding, GPU_FILE, Limits, RecordError, RunFolder, Severity};
+use crate::record::{Device, RunFolder};
 use crate::topology::Core;
 use crate::units::Seconds;
 
-use super::callers::{Callers, Ending, Report, Task, Word};
-use super::crew::Crew;
-use super::host::{Hello, host};
-use super::launcher::PROGRAM;
-use super::meeting::{Invitation, Line, Meeting, Speech, Way, meet};
-use super::message::{Exchange, Invite, Message, Order};
+use super::attend::{Begun, Event, GONE, Worker, listen, lost};
+use super::callers::{Ended, Report, Word};
+use super::crew::{Attention, LOOK};
+use super::error::chain;
+use super::host::{Hello, host, keep_reason};
+use super::invited::{gone, invited, start_failed};
+use super::line::Speech;
+use super::meeting::{Invitation, Meeting, Way, meet};
+use super::message::{Cause, Exchange, Message};
 use super::plan::{Wanted, limits};
 use super::ranks::{Heard, RankProcess};
-use super::telemetry::Telemetry;
+use super::task::Task;
 use super::{GpuPlace, JobPlace, LaunchError, Launched, MeetError, MeetingPlace, PlaceError};
 
-/// How often a worker looks at its limits while nothing is said.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// After its last line a rank has to free its memory and go.
-const TEARDOWN_LIMIT: Seconds = Seconds(10.0);
-
-/// A rank on CPUs that was told to stop gets so long where its launcher ends the job, or MPI may be what it waits in: Open
-/// MPI kills what has not ended 1 s after its SIGTERM.
-const HURRIED_LIMIT: Duration = Duration::from_millis(300);
-
-/// A worker that was told to end waits so long beyond the limits of its rank for the word of rank 0.
-const WORD_LIMIT: Duration = Duration::from_secs(2);
+/// Rank 0 needs moments to hear why a worker gives up, and to tell all.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
 
 /// One worker of a job.
 pub struct Job<'a> {
@@ -87,9 +75,16 @@ impl Job<'_> {
     }
 }
 
-/// Whether the job's ranks have MPI to find each other: they are on several hosts, and both sides can.
-fn by_mpi(place: &JobPlace) -> bool {
-    cfg!(feature = "mpi") && place.mpi && !place.one_host
+/// Whether MPI brings the job's ranks together: they are on several hosts, both sides can, and on CPUs it sums gradients
+/// too, while ranks on GPUs need it only where no place to meet was named.
+fn by_mpi(place: &JobPlace, device: Device) -> bool {
+    let can = cfg!(feature = "mpi") && place.mpi && !place.one_host;
+    can && (device == Device::Cpu || !is_named(place))
+}
+
+/// Whether a host and a port to meet at were named.
+fn is_named(place: &JobPlace) -> bool {
+    place.meeting.as_ref().is_some_and(|meeting| meeting.ports != [0])
 }
 
 fn exchange(place: &JobPlace, device: Device) -> Result<Exchange, LaunchError> {
@@ -99,7 +94,7 @@ fn exchange(place: &JobPlace, device: Device) -> Result<Exchange, LaunchError> {
         (Device::Cpu, 1) => Ok(Exchange::Solo),
         // the descriptor is known once there is memory
         (Device::Cpu, _) if place.one_host => Ok(Exchange::SharedMemory { fd: -1 }),
-        (Device::Cpu, _) if by_mpi(place) => Ok(Exchange::Mpi),
+        (Device::Cpu, _) if by_mpi(place, device) => Ok(Exchange::Mpi),
         (Device::Cpu, _) => Err(LaunchError::Job {
             why:
                 "ranks on the cores of several hosts sum gradients over MPI: build rigscale with `--features mpi` and \
@@ -115,11 +110,18 @@ fn exchange(place: &JobPlace, device: Device) -> Result<Exchange, LaunchError> {
 /// They cannot, with what to do about it.
 pub fn can_work(place: &JobPlace, device: Device) -> Result<(), LaunchError> {
     exchange(place, device)?;
-    let named = place.meeting.as_ref().is_some_and(|meeting| meeting.ports != [0]);
-    if named || place.one_host || by_mpi(place) {
+    if is_named(place) || place.one_host || by_mpi(place, device) {
         return Ok(());
     }
-    Err(PlaceError::NoAddress { launcher: place.launcher }.into())
+    Err(nowhere(place).into())
+}
+
+/// Why there is no place to meet.
+fn nowhere(place: &JobPlace) -> PlaceError {
+    match &place.meeting {
+        Some(meeting) => PlaceError::NoPort { host: meeting.host.clone() },
+        None => PlaceError::NoAddress { launcher: place.launcher },
+    }
 }
 
 /// The life of a worker. Returns once the whole job is over and no process of this worker is left; nothing in it waits
@@ -128,28 +130,43 @@ pub fn can_work(place: &JobPlace, device: Device) -> Result<(), LaunchError> {
 /// # Errors
 /// The job cannot be as it was started, ranks did not meet, or records could not be kept.
 pub fn work(job: &Job) -> Result<Worked, LaunchError> {
+    let worked = work_together(job);
+    worked.map_err(|error| if job.place.rank == 0 { keep_reason(job, error) } else { error })
+}
+
+fn work_together(job: &Job) -> Result<Worked, LaunchError> {
     let exchange = job.exchange()?;
-    let ended = Arc::new(AtomicBool::new(false));
     let (meeting, way) = open(job)?;
+    let ended = Ended::default();
     thread::scope(|scope| {
         let (job, ended) = (job, &ended);
         let watching = meeting.map(|(meeting, carry)| {
             let carried = carry.then(|| meeting.invitation().clone());
-            (scope.spawn(move || host(job, meeting, ended)), carried)
+            // before they come, ranks that MPI brings together may wait for each other as long again
+            let limit = Seconds(job.meet_limit().0 * if carry { 2.0 } else { 1.0 });
+            (scope.spawn(move || host(job, meeting, limit, ended)), carried)
         });
         let carried = watching.as_ref().and_then(|(_, carried)| carried.as_ref());
         let own = attend(job, way, carried, exchange);
         let Some((watching, _)) = watching else { return own };
-        if own.as_ref().map_or(true, |worked| worked.alone) {
-            ended.store(true, Ordering::Relaxed);
-        }
-        let end = watching.join().map_err(|_| LaunchError::Job { why: "the watch over the ranks panicked".into() })?;
-        match (end, own) {
-            // what ended the watch was this worker itself
-            (Ok(Launched::Interrupted), Err(error)) if !matches!(error, LaunchError::Elsewhere { .. }) => Err(error),
-            (end, _) => Ok(Worked { end: end?, alone: false }),
-        }
+        ended.own(&own);
+        settled(watching.join().map_err(|_| LaunchError::Panicked)?, own)
     })
+}
+
+/// How the job ended for rank 0, whose own worker may know better than the watch beside it.
+fn settled(end: Result<Launched, LaunchError>, own: Result<Worked, LaunchError>) -> Result<Worked, LaunchError> {
+    use LaunchError::Elsewhere;
+
+    match (end, own) {
+        (Err(Elsewhere { .. }) | Ok(Launched::Completed | Launched::Interrupted), Err(error))
+            if !matches!(error, Elsewhere { .. }) =>
+        {
+            Err(error)
+        }
+        (Ok(Launched::Interrupted), Ok(worked)) if worked.alone => Ok(worked),
+        (end, _) => Ok(Worked { end: end?, alone: false }),
+    }
 }
 
 /// The meeting, on rank 0, and whether MPI carries the way to it; the way to it, on all that need not be told by MPI.
@@ -158,64 +175,27 @@ type Opened<'a> = (Option<(Meeting, bool)>, Option<Way<'a>>);
 fn open<'a>(job: &Job<'a>) -> Result<Opened<'a>, LaunchError> {
     let place = &job.place;
     let first = place.rank == 0;
-    if by_mpi(place) {
+    if by_mpi(place, job.wanted.device) {
         let own = || MeetingPlace { host: own_name(), ports: vec![0] };
         let meeting =
             first.then(|| Meeting::at(&place.meeting.clone().unwrap_or_else(own), place, true)).transpose()?;
         return Ok((meeting.map(|meeting| (meeting, true)), None));
     }
-    let named = place.meeting.as_ref().filter(|meeting| meeting.ports != [0]);
-    match named {
-        None if place.one_host => {
-            let meeting = first.then(|| Meeting::on_this_host(job.folder.path())).transpose()?;
-            Ok((meeting.map(|meeting| (meeting, false)), Some(Way::Notice(job.folder.path()))))
+    if place.one_host {
+        if first && place.meeting.is_some() {
+            (job.remark)("--meet is not needed: all ranks are on this host, and meet on its loopback interface");
         }
-        None => Err(PlaceError::NoAddress { launcher: place.launcher }.into()),
-        Some(named) => {
-            // on one host nobody listens to a network
-            let host = if place.one_host { "127.0.0.1".to_owned() } else { named.host.clone() };
-            let named = MeetingPlace { host, ports: named.ports.clone() };
-            let meeting = first.then(|| Meeting::at(&named, place, false)).transpose()?;
-            let invitation = Invitation::to(&named, place);
-            Ok((meeting.map(|meeting| (meeting, false)), Some(Way::Invited(invitation))))
-        }
+        let meeting = first.then(|| Meeting::on_this_host(job.folder.path())).transpose()?;
+        return Ok((meeting.map(|meeting| (meeting, false)), Some(Way::Notice(job.folder.path()))));
     }
+    let named = place.meeting.as_ref().filter(|_| is_named(place)).ok_or_else(|| nowhere(place))?;
+    let meeting = first.then(|| Meeting::at(named, place, false)).transpose()?;
+    Ok((meeting.map(|meeting| (meeting, false)), Some(Way::Invited(Invitation::to(named, place)))))
 }
 
 /// What this host calls itself.
 fn own_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
-}
-
-/// A worker at work.
-struct Worker<'a> {
-    job: &'a Job<'a>,
-    speech: Speech,
-    events: Receiver<Event>,
-    rank: RankProcess,
-    limits: Limits,
-    telemetry: Option<Telemetry>,
-    /// The memory that the ranks share; the rank inherits its descriptor.
-    _memory: Option<SharedMemory>,
-    steps: usize,
-    exited: bool,
-    stopped: bool,
-    /// When its rank is killed, once it was told to end.
-    kill_at: Option<Instant>,
-    /// When it no longer waits for rank 0, once it was told to end itself.
-    leave_at: Option<Instant>,
-    /// When rank 0 was last heard.
-    last_word: Instant,
-}
-
-/// What a worker hears.
-enum Event {
-    /// Its rank.
-    Rank(Heard),
-    /// Rank 0.
-    Word(Word),
-    /// The end of the connection to rank 0.
-    Cut,
 }
 
 /// Meets the others and goes on until the job is over.
@@ -225,274 +205,172 @@ fn attend(
     carried: Option<&Invitation>,
     exchange: Exchange,
 ) -> Result<Worked, LaunchError> {
-    let limit = job.meet_limit();
     let (say, events) = mpsc::channel();
-    let (way, started) = match way {
+    let (way, mut started) = match way {
         Some(way) => (way, None),
-        None => {
-            let (invitation, rank) = invited(job, carried, exchange == Exchange::Mpi, (&say, &events))?;
-            (Way::Invited(invitation), Some(rank))
-        }
+        None => match invited(job, carried, exchange == Exchange::Mpi, (&say, &events))? {
+            Ok((invitation, rank)) => (Way::Invited(invitation), Some(rank)),
+            Err(worked) => return Ok(worked),
+        },
     };
-    let met = match meet(&way, &Hello::of(job), limit, job.stop) {
+    let met = match meet(&way, &Hello::of(job), job.meet_limit(), job.stop) {
         Ok(met) => met,
         Err(MeetError::Interrupted) => return Ok(Worked { end: Launched::Interrupted, alone: true }),
-        Err(error @ MeetError::NotMet { .. }) => return Ok(lost(job, "hang-meet", error.to_string())),
+        Err(error @ MeetError::NotMet { .. }) => return Ok(lost(job, "hang-meet", &error.to_string())),
         Err(error) => return Err(error.into()),
     };
-    let speech = listen(met.line, say.clone()).map_err(|source| start_failed(job, source))?;
-    // the last to come may need as long again
-    let deadline = Instant::now() + Duration::from_secs_f64(2.0 * limit.0);
-    let task = loop {
-        match events.recv_timeout(LOOK) {
-            Ok(Event::Word(Word::Assign(task))) => break *task,
-            Ok(Event::Word(Word::Over(ending))) => return over(ending),
-            Ok(Event::Word(word)) => {
-                return Err(LaunchError::Job { why: format!("rank 0 said {word:?} before anything else") });
-            }
-            Ok(Event::Cut) | Err(RecvTimeoutError::Disconnected) => return Ok(lost(job, "rank-died", GONE.into())),
-            Ok(Event::Rank(_)) => return Err(LaunchError::Job { why: format!("rank {} ended early", job.place.rank) }),
-            Err(RecvTimeoutError::Timeout) if job.stop.load(Ordering::Relaxed) => {
-                return Ok(Worked { end: Launched::Interrupted, alone: true });
-            }
-            Err(RecvTimeoutError::Timeout) if deadline <= Instant::now() => {
-                return Ok(lost(job, "hang-meet", "rank 0 did not say what to do".into()));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
+    let mut speech = listen(met.line, say.clone()).map_err(|source| start_failed(job, source))?;
+    let begun = assigned(job, (&mut speech, &events), started.as_mut()).and_then(|task| match task {
+        Ok(task) => Begun::of(job, (task, exchange), met.ahead, say, started).map(Ok),
+        Err(worked) => Ok(Err(worked)),
+    });
+    match begun {
+        Ok(Ok(begun)) => Worker::of(job, begun, speech, &events).attend(),
+        Ok(Err(worked)) => Ok(worked),
+        Err(error @ LaunchError::Elsewhere { .. }) => Err(error),
+        Err(error) => {
+            let cause = match &error {
+                LaunchError::Record(_) => Cause::Record,
+                error if error.is_refusal() => Cause::Input,
+                _ => Cause::Other,
+            };
+            give_up((&mut speech, &events), cause, chain(&error));
+            Err(error)
         }
-    };
-    Worker::start(job, task, met.ahead, (say, events, speech), started)?.attend()
+    }
 }
 
-const GONE: &str = "the connection to rank 0 ended: its worker was killed, or its host is gone";
-
-/// Starts the rank with MPI, which brings the invitation of rank 0.
-fn invited(
+/// What rank 0 assigns; inside: how the job ended before it did.
+fn assigned(
     job: &Job,
-    carried: Option<&Invitation>,
-    keep: bool,
-    (say, events): (&Sender<Event>, &Receiver<Event>),
-) -> Result<(Invitation, RankProcess), LaunchError> {
-    let mut rank = start(job, &["rank", "--mpi"], say.clone())?;
-    let text = carried.map(serde_json::to_string).transpose().map_err(|error| start_failed(job, error.into()))?;
-    rank.tell(&Invite { text, keep });
-    let deadline = Instant::now() + Duration::from_secs_f64(job.meet_limit().0);
-    let why = loop {
-        match events.recv_timeout(LOOK) {
-            Ok(Event::Rank(Heard::Said(Message::Invited { text }))) => match serde_json::from_str(&text) {
-                Ok(invitation) => return Ok((invitation, rank)),
-                Err(error) => break format!("MPI carried no invitation: {error}"),
+    (speech, events): (&mut Speech, &Receiver<Event>),
+    mut started: Option<&mut RankProcess>,
+) -> Result<Result<Task, Worked>, LaunchError> {
+    // the last to come may need as long again
+    let mut deadline = Instant::now() + Duration::from_secs_f64(2.0 * job.meet_limit().0);
+    let mut attention = Attention::begin();
+    loop {
+        let heard = events.recv_timeout(LOOK);
+        deadline += attention.absence().unwrap_or_default();
+        return Ok(Err(match heard {
+            Ok(Event::Word(Word::Assign(task))) => return Ok(Ok(*task)),
+            Ok(Event::Word(Word::Over(ending))) => Worked { end: ending.told()?, alone: false },
+            Ok(Event::Word(Word::Beat | Word::Order(_))) => continue,
+            Ok(Event::Cut) | Err(RecvTimeoutError::Disconnected) => lost(job, "rank-died", GONE),
+            Ok(Event::Rank(heard)) => match (heard, started.as_mut()) {
+                (Heard::Said(Message::Remark { .. } | Message::Busy), _) | (_, None) => continue,
+                (heard, Some(rank)) => {
+                    let worked = gone(job, heard, rank)?;
+                    if let Launched::Failed(finding) = &worked.end {
+                        give_up((speech, events), Cause::Other, finding.seen.clone());
+                    }
+                    worked
+                }
             },
-            Ok(Event::Rank(Heard::Said(Message::Failed { text, .. }))) => break text,
-            Ok(Event::Rank(Heard::Garbled(line))) => break format!("it said {line:?}"),
-            Ok(Event::Rank(Heard::Said(_)) | Event::Word(_)) => {}
-            Ok(Event::Rank(Heard::Closed) | Event::Cut) | Err(RecvTimeoutError::Disconnected) => {
-                let status = rank.finish(Seconds(1.0));
-                break status
-                    .map_or_else(|| "its process closed its pipe".into(), |status| format!("its process: {status}"));
+            Err(RecvTimeoutError::Timeout) if job.stop.load(Ordering::Relaxed) => {
+                Worked { end: Launched::Interrupted, alone: true }
             }
-            Err(RecvTimeoutError::Timeout) if job.stop.load(Ordering::Relaxed) => break "the job was ended".into(),
             Err(RecvTimeoutError::Timeout) if deadline <= Instant::now() => {
-                break format!("not all ranks joined within {}", job.meet_limit());
+                lost(job, "hang-meet", "rank 0 did not say what to do")
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => continue,
+        }));
+    }
+}
+
+/// Tells rank 0 why this worker cannot go on, and waits until that was heard: a connection that is closed with words unread
+/// takes along what was said last.
+fn give_up((speech, events): (&mut Speech, &Receiver<Event>), cause: Cause, text: String) {
+    let _ = speech.say(&Report::Said(Message::Failed { cause, text, blames: None }));
+    let _ = speech.say(&Report::Exited(None));
+    let deadline = Instant::now() + FAREWELL_LIMIT;
+    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        if let Ok(Event::Word(Word::Over(_)) | Event::Cut) | Err(_) = events.recv_timeout(left) {
+            return;
         }
-    };
-    rank.finish(Seconds(0.0));
-    Err(LaunchError::Job { why: format!("rank {} could not meet the others over MPI: {why}", job.place.rank) })
+    }
 }
 
-fn start(job: &Job, arguments: &[&str], say: Sender<Event>) -> Result<RankProcess, LaunchError> {
-    // the launcher of the job shows what ranks write to stderr
-    let hear = move |heard| say.send(Event::Rank(heard)).is_ok();
-    let rank = RankProcess::start(Path::new(PROGRAM), arguments, Stdio::inherit(), hear);
-    rank.map_err(|source| start_failed(job, source))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::JobLauncher;
+    use crate::launch::callers::Ending;
+    use crate::record::{Finding, Severity};
 
-fn start_failed(job: &Job, source: io::Error) -> LaunchError {
-    LaunchError::Start { rank: job.place.rank, source }
-}
-
-/// Passes on what rank 0 says, as it comes, and that it is gone.
-fn listen(line: Line, say: Sender<Event>) -> io::Result<Speech> {
-    let (mut lines, speech) = line.split()?;
-    let run = move || {
-        while let Ok(Some(word)) = lines.next() {
-            if say.send(Event::Word(word)).is_err() {
-                return;
-            }
-        }
-        let _unheard = say.send(Event::Cut);
-    };
-    thread::Builder::new().name("rank 0 says".into()).spawn(run)?;
-    Ok(speech)
-}
-
-/// What a worker without rank 0 can say.
-fn lost(job: &Job, code: &str, seen: String) -> Worked {
-    let finding = Finding {
-        code: code.into(),
-        severity: Severity::Fault,
-        addresses: vec!["rank-0".into()],
-        seen: format!("rank {}: {seen}", job.place.rank),
-        expected: "rank 0 tells every worker how the job ends".into(),
-        remedy: "see on rank 0's host what became of its process, then start the job again".into(),
-    };
-    Worked { end: Launched::Failed(finding), alone: true }
-}
-
-fn over(ending: Ending) -> Result<Worked, LaunchError> {
-    let end = match ending {
-        Ending::Completed => Launched::Completed,
-        Ending::Interrupted => Launched::Interrupted,
-        Ending::Failed(finding) => Launched::Failed(finding),
-        Ending::Unable { text, refused } => return Err(LaunchError::Elsewhere { text, refused }),
-    };
-    Ok(Worked { end, alone: false })
-}
-
-impl<'a> Worker<'a> {
-    /// Starts the rank and the telemetry that rank 0 asks for. `ahead` is this host's clock less rank 0's.
-    fn start(
-        job: &'a Job<'a>,
-        task: Task,
-        ahead: Seconds,
-        (say, events, speech): (Sender<Event>, Receiver<Event>, Speech),
-        started: Option<RankProcess>,
-    ) -> Result<Self, LaunchError> {
-        let Task { mut assignment, memory, telemetry, telemetry_file, same_clock } = task;
-        let place = job.folder.trial(&assignment.head.trial);
-        let attempt = |source| RecordError::File { attempt: "create the folder", path: place.clone(), source };
-        fs::create_dir_all(&place).map_err(attempt)?;
-        assignment.launcher = std::process::id();
-        assignment.file = job.folder.rank(&assignment.head.trial, job.place.rank);
-        if !same_clock {
-            assignment.head.epoch_s += ahead;
-        }
-        assignment.head.software.extend(job.software.clone());
-        let memory = memory.map(|(pid, number)| SharedMemory::of_process(pid, number)).transpose();
-        let memory = memory.map_err(|error| LaunchError::Exchange { world: job.place.world, source: error.into() })?;
-        if let Some(memory) = &memory {
-            assignment.exchange = Exchange::SharedMemory { fd: memory.raw_fd() };
-        }
-        let (trial, epoch) = (&assignment.head.trial, assignment.head.epoch_s);
-        debug_assert!(telemetry_file.starts_with(GPU_FILE.trim_end_matches(".jsonl")));
-        let telemetry = Telemetry::on(telemetry, trial, epoch, &place.join(telemetry_file))?;
-        let mut rank = started.map_or_else(|| start(job, &["rank"], say), Ok)?;
-        rank.tell(&assignment);
-        Ok(Self {
-            job,
-            speech,
-            events,
-            rank,
-            limits: assignment.limits,
-            telemetry,
-            _memory: memory,
-            steps: 0,
-            exited: false,
-            stopped: false,
-            kill_at: None,
-            leave_at: None,
-            last_word: Instant::now(),
-        })
+    fn job_error(why: &str) -> LaunchError {
+        LaunchError::Job { why: why.into() }
     }
 
-    /// Goes on until rank 0 says that the job is over, or cannot any more.
-    fn attend(mut self) -> Result<Worked, LaunchError> {
-        let end = loop {
-            match self.events.recv_timeout(LOOK) {
-                Ok(Event::Rank(heard)) => self.pass_on(heard)?,
-                Ok(Event::Word(Word::Over(ending))) => break over(ending),
-                Ok(Event::Word(word)) => self.obey(&word),
-                Ok(Event::Cut) | Err(RecvTimeoutError::Disconnected) => {
-                    let seen = format!("{GONE}; this rank had done {} steps", self.steps);
-                    break Ok(lost(self.job, "rank-died", seen));
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if let Some(worked) = self.look() {
-                break Ok(worked);
-            }
+    fn fault(code: &str) -> Launched {
+        let finding = Finding {
+            code: code.into(),
+            severity: Severity::Fault,
+            addresses: Vec::new(),
+            seen: String::new(),
+            expected: String::new(),
+            remedy: String::new(),
         };
-        let limit = if self.exited { Seconds(0.0) } else { self.limits.stop_s };
-        self.rank.tell(&Order::Stop);
-        self.rank.finish(limit);
-        let sampled = self.telemetry.take().map_or(Ok(()), Telemetry::finish);
-        let worked = end?;
-        // how a job failed says more than why its telemetry is cut
-        if worked.end == Launched::Completed {
-            sampled?;
-        }
-        Ok(worked)
+        Launched::Failed(finding)
     }
 
-    /// Passes on what the rank says.
-    fn pass_on(&mut self, heard: Heard) -> Result<(), LaunchError> {
-        let report = match heard {
-            Heard::Said(message) => {
-                if let Message::Step { index, .. } = message {
-                    self.steps = index + 1;
-                }
-                Report::Said(message)
-            }
-            Heard::Garbled(line) => Report::Garbled(line),
-            Heard::Closed => return self.ended(),
+    #[test]
+    fn rank_0_s_own_trouble_is_not_taken_for_the_users_wish() {
+        let completed = || Ok(Worked { end: Launched::Completed, alone: false });
+        let alone = |end| Ok(Worked { end, alone: true });
+        for end in [Launched::Completed, Launched::Interrupted] {
+            let error = settled(Ok(end), Err(job_error("full"))).unwrap_err();
+            assert_eq!(error.to_string(), "full");
+        }
+        let lost = settled(Ok(Launched::Interrupted), alone(fault("hang-rank"))).unwrap();
+        assert_eq!(lost, Worked { end: fault("hang-rank"), alone: true });
+        let first = settled(Ok(fault("rank-died")), Err(job_error("cut off"))).unwrap();
+        assert_eq!(first, Worked { end: fault("rank-died"), alone: false });
+        assert_eq!(settled(Ok(Launched::Completed), completed()).unwrap(), completed().unwrap());
+        let told = || LaunchError::Elsewhere { text: "full".into(), refused: false };
+        assert_eq!(settled(Err(told()), Err(job_error("full"))).unwrap_err().to_string(), "full");
+        assert_eq!(settled(Err(job_error("no plan")), Err(told())).unwrap_err().to_string(), "no plan");
+    }
+
+    #[test]
+    fn the_watch_hears_why_rank_0_gave_up() {
+        let why = |own| {
+            let ended = Ended::default();
+            ended.own(&own);
+            (ended.flag.load(Ordering::Relaxed), ended.explained(Ok(Launched::Interrupted)))
         };
-        // if rank 0 is gone, the connection's end says so
-        let _ = self.speech.say(&report);
-        Ok(())
+        let (ends, end) = why(Err(job_error("full")));
+        assert!(ends && matches!(end, Err(LaunchError::Elsewhere { text, refused: true }) if text == "full"));
+        let (ends, end) = why(Ok(Worked { end: fault("hang-rank"), alone: true }));
+        assert!(ends && matches!(end, Ok(Launched::Failed(_))));
+        let (ends, end) = why(Ok(Worked { end: Launched::Interrupted, alone: false }));
+        assert!(!ends && matches!(end, Ok(Launched::Interrupted)));
+        let ended = Ended::default();
+        ended.own(&Err(job_error("late")));
+        assert!(matches!(ended.explained(Ok(fault("rank-died"))), Ok(Launched::Failed(_))), "what was seen counts");
+        assert!(matches!(Ending::of(&Err(job_error("a"))), Ending::Unable { refused: true, .. }));
     }
 
-    /// The rank's stdout is closed: what is left is that its process ends, and its samples are kept.
-    fn ended(&mut self) -> Result<(), LaunchError> {
-        use std::os::unix::process::ExitStatusExt;
-
-        let status = self.rank.finish(TEARDOWN_LIMIT);
-        self.exited = true;
-        let sampled = self.telemetry.take().map_or(Ok(()), Telemetry::finish);
-        let _ = self.speech.say(&Report::Exited(status.map_or(9, ExitStatusExt::into_raw)));
-        Ok(sampled?)
-    }
-
-    /// Carries out what rank 0 says.
-    fn obey(&mut self, word: &Word) {
-        self.last_word = Instant::now();
-        let Word::Order(order) = word else { return };
-        if matches!(order, Order::Stop | Order::Interrupt) {
-            self.kill_at = Some(Instant::now() + Duration::from_secs_f64(self.limits.stop_s.0));
+    #[test]
+    fn ranks_on_gpus_meet_where_it_was_named_and_by_mpi_elsewhere() {
+        let place = |meeting: Option<(&str, u16)>| JobPlace {
+            launcher: JobLauncher::OpenMpi,
+            rank: 0,
+            world: 2,
+            local_rank: 0,
+            one_host: false,
+            job: String::new(),
+            meeting: meeting.map(|(host, port)| MeetingPlace { host: host.into(), ports: vec![port] }),
+            mpi: true,
+        };
+        let feature = cfg!(feature = "mpi");
+        assert!(!by_mpi(&place(Some(("a", 7))), Device::Cuda));
+        assert_eq!(by_mpi(&place(Some(("a", 7))), Device::Cpu), feature);
+        for meeting in [None, Some(("a", 0))] {
+            assert_eq!(by_mpi(&place(meeting), Device::Cuda), feature);
         }
-        self.rank.tell(order);
-    }
-
-    /// Keeps the limits, and looks whether the rank was stopped or this worker shall end.
-    fn look(&mut self) -> Option<Worked> {
-        let now = Instant::now();
-        let ending = self.job.stop.load(Ordering::Relaxed) || !self.job.place.one_host;
-        let hurried = self.job.wanted.device == Device::Cpu && ending;
-        if let Some(at) = self.kill_at.as_mut() {
-            *at = if hurried { (*at).min(now + HURRIED_LIMIT) } else { *at };
-            if *at <= now {
-                self.rank.kill();
-            }
-        }
-        let stopped = !self.exited && self.rank.is_stopped();
-        if stopped != self.stopped {
-            self.stopped = stopped;
-            let _ = self.speech.say(&Report::Stopped(stopped));
-        }
-        if self.job.stop.load(Ordering::Relaxed) {
-            let patience = Callers::GATHER + Duration::from_secs_f64(self.limits.stop_s.0) + WORD_LIMIT;
-            if self.leave_at.is_none() {
-                let _ = self.speech.say(&Report::Interrupted);
-            }
-            if *self.leave_at.get_or_insert(now + patience) <= now {
-                return Some(Worked { end: Launched::Interrupted, alone: true });
-            }
-        }
-        let silent = self.last_word.elapsed().as_secs_f64();
-        (silent > self.limits.step_s.0).then(|| {
-            let seen = format!("nothing was heard of rank 0 for {}", self.limits.step_s);
-            lost(self.job, "hang-rank", seen)
-        })
+        let bare = JobPlace { mpi: false, ..place(Some(("node7", 0))) };
+        let refused = can_work(&bare, Device::Cuda).unwrap_err().to_string();
+        assert!(refused.contains("--meet node7 names no port"), "{refused}");
     }
 }
