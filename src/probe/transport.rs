@@ -195,7 +195,9 @@ pub fn transports(topology: &Topology) -> Vec<Predicted> {
 }
 
 fn carrier(topology: &Topology, pair: &Pair) -> Reading<(Carrier, String)> {
-    let (level, decided) = level(topology)?;
+    let known = level(topology);
+    // Whatever the processor is, NCCL's default reaches PXB.
+    let (level, decided) = known.clone().unwrap_or_else(|_| (Level::Pxb, "NCCL's default".to_owned()));
     if topology.is_bridged(pair.a, pair.b) && Level::Nvlink <= level {
         return Ok((Carrier::Nvlink, "the GPUs are joined by NVLink".to_owned()));
     }
@@ -208,6 +210,7 @@ fn carrier(topology: &Topology, pair: &Pair) -> Reading<(Carrier, String)> {
     }
     let path = pair.path.clone()?;
     if level < Level::of(path) {
+        known?;
         return Ok(aside(format!("{path} is beyond {level}, {decided}")));
     }
     match grant(topology, pair)? {
