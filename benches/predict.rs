@@ -662,6 +662,8 @@ fn score_constants_and_speed() {
         precision: Precision::Bf16,
         alone: Alone::Catalogue,
         framework: Framework::Rigscale,
+        reduced: None,
+        recompute: false,
     };
     let start = Instant::now();
     let mut sum = 0.0;

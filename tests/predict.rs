@@ -12,6 +12,7 @@ use rigscale::predict::{
     Training, card, edit, explain, forecast, platform,
 };
 use rigscale::record::{Analysis, Arm, Interval, Origin, Outcome, Point, Precision, RunFiles, RunFolder, Step};
+use rigscale::topology::shares_of;
 use rigscale::units::{Bytes, BytesPerSecond, Seconds};
 
 fn training(accumulate: usize) -> Training {
@@ -25,6 +26,8 @@ fn training(accumulate: usize) -> Training {
         precision: Precision::Bf16,
         alone: Alone::Catalogue,
         framework: Framework::Rigscale,
+        reduced: None,
+        recompute: false,
     }
 }
 
@@ -32,7 +35,8 @@ fn training(accumulate: usize) -> Training {
 fn simulated(board: &Board, counts: &[usize], training: &Training, exchange: &Exchange) -> (Vec<Forecast>, RunFiles) {
     let calibration = Calibration::default();
     let world = |count: &usize| {
-        let board = board.with_gpus(*count).expect("so many slots");
+        let largest = counts.iter().copied().max().expect("a count");
+        let board = board.with_gpus(largest).expect("so many slots").with_seats(&shares_of(*count, largest));
         let forecast = forecast(&board, training, exchange, &calibration).expect("a forecast");
         (board, forecast)
     };
@@ -135,10 +139,15 @@ fn the_binary_keeps_a_prediction_that_analyze_and_report_take() {
     assert_eq!(analyzed.status.code(), Some(6), "nothing is graded: {}", common::stderr(&analyzed));
     let analysis: Analysis = serde_json::from_slice(&analyzed.stdout).expect("an analysis");
     assert!(analysis.verdict.headline.contains("predicted, not measured"), "{}", analysis.verdict.headline);
+    let hazard = analysis.findings.iter().find(|finding| finding.code == "nodes-per-socket");
+    assert!(hazard.is_some_and(|finding| finding.remedy.contains("NPS4")), "{:?}", analysis.findings);
     let drawn = common::rigscale().arg("report").arg(&out).output().expect("the binary");
     assert!(drawn.status.success(), "{}", common::stderr(&drawn));
     let page = std::fs::read_to_string(out.join("report.html")).expect("a page");
     assert!(page.contains("simulated: no hardware took part") && page.contains("Not graded"));
+    assert!(page.contains("<figure id=\"machine\">") && page.contains("the limit"), "the picture of the platform");
+    let explained = common::rigscale().args(["predict", "--explain"]).arg(&out).output().expect("the binary");
+    assert!(explained.status.success(), "on its own platform: {}", common::stderr(&explained));
 
     let again = predict(&["asrock-romed8-2t"], &out);
     assert_eq!(again.status.code(), Some(2), "a folder with a run in it is not taken");
@@ -168,7 +177,7 @@ fn the_step_of_a_run_is_taken_with_its_training() {
     let solo = files.trials.values().flat_map(|ranks| ranks.values()).filter(|file| file.head.arm == Arm::Solo);
     let steps: Vec<f64> = solo.flat_map(|file| &file.steps).map(|step| step.step_s.0).collect();
     let (least, most) = (steps.iter().copied().fold(f64::MAX, f64::min), steps.iter().copied().fold(0.0, f64::max));
-    let alone = row["alone"].as_f64().expect("a step");
+    let alone = row["alone_s"].as_f64().expect("a step");
     assert!(least < alone && alone < most, "{least} {alone} {most}");
     assert_eq!(row["gradient_bytes"].as_u64(), Some(files.plan.gradient_bytes.0), "f32, as the run trained");
     let output = of(&["--model", "llama-1b"]);
@@ -193,7 +202,18 @@ fn a_probed_machine_is_pictured_in_the_report_of_its_prediction_and_by_probe() {
     assert!(page.contains("<figure id=\"machine\">") && page.contains("! Gen4 x8"), "the picture and its short link");
     assert!(out.join("charts/machine.png").is_file());
 
+    let other = base.path().join("other");
+    let machine = format!("{machines}/narrow-link/topology.yaml");
+    assert!(predict(&[&machine, "--gpus", "2", "--gpu", "rtx-4090"], &other).status.success());
+    let sketch = std::fs::read_to_string(other.join("machine.json")).expect("a sketch");
+    assert!(sketch.contains("RTX 4090") && !other.join("topology.yaml").exists(), "the cards that were asked for");
+
     let svg = base.path().join("machine.svg");
+    let output =
+        common::rigscale().args(["predict", "asrock-romed8-2t", "--svg"]).arg(&svg).output().expect("the binary");
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let text = std::fs::read_to_string(&svg).expect("a picture");
+    assert!(text.starts_with("<svg ") && text.contains("slot-7"), "{text}");
     let probed = |name: &str| {
         let capture = format!("{machines}/{name}/machine.jsonl");
         common::rigscale().args(["probe", "--from", &capture, "--svg"]).arg(&svg).output().expect("the binary")

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rigscale::record::Analysis;
-use rigscale::report::{Beside, render, render_with};
+use rigscale::report::{Beside, Machine, render, render_with};
 use rigscale::topology::from_yaml;
 
 /// A page without a request is drawn in a second; a browser that takes this long is stuck.
@@ -110,8 +110,8 @@ fn the_picture_of_a_machine_fits_a_phone() {
         let path = format!("{}/tests/machines/{name}/topology.yaml", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).expect("a topology");
         let machine = from_yaml(&text, name).expect("a topology");
-        let report =
-            render_with(&[&fixture::empty()], Beside { machine: Some(&machine), links: None }).expect("a report");
+        let beside = Beside { machine: Some(Machine::Probed(&machine)), links: None };
+        let report = render_with(&[&fixture::empty()], beside).expect("a report");
         let html = report.files.into_iter().find(|(path, _)| path == "report.html").expect("a page").1;
         let widths = measured(&String::from_utf8(html).expect("UTF-8"));
         assert!(widths.content <= 360 && widths.charts == 1, "{name}: {widths:?}");

@@ -4,7 +4,9 @@ mod ask;
 mod draw;
 mod explain;
 mod keep;
+mod sketch;
 mod table;
+mod vary;
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +14,11 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 
 use crate::predict::{
-    Board, Calibration, Exchange, Forecast, Framework, NcclVersion, Network, P2p, PredictError, card, duration, edit,
-    forecast, from_topology, parse_platform, platform, platform_names, rate,
+    Board, Card, Exchange, Forecast, Framework, NcclVersion, Network, P2p, PredictError, duration, from_topology_with,
+    parse_platform, platform, platform_names, rate,
 };
-use crate::record::read_text;
+use crate::record::{Interval, read_text, write_whole};
+use crate::report::{printable_text, sketch_svg};
 use crate::topology::{YAML_BYTES_MAX, from_yaml};
 use crate::units::Bytes;
 
@@ -36,6 +39,7 @@ Examples:
   rigscale predict asrock-romed8-2t --model llama-1b --gpus 2,4
   rigscale predict asrock-romed8-2t --gpus 4 --p2p auto,on --gpu rtx-4090,rtx-pro-6000
   rigscale predict reports/today/topology.yaml --gpus 4 --set 0000:41:00.0.width=8
+  rigscale predict asrock-romed8-2t --gpus 4 --set slot.3.width=4,8 --svg board.svg
   rigscale predict asrock-romed8-2t --gpus 1,2,4 --step reports/one-gpu -o reports/predicted
   rigscale predict --explain reports/today")]
 pub(super) struct Args {
@@ -60,11 +64,11 @@ pub(super) struct Args {
     gpu: Vec<String>,
 
     /// Sequences per GPU and micro-step [default: that of --step's run, or 4]
-    #[arg(long, value_name = "SEQUENCES", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "SEQUENCES", value_parser = ask::batch)]
     batch: Option<u32>,
 
     /// Tokens per sequence [default: that of --step's run, or 2048]
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    #[arg(long, value_name = "TOKENS", value_parser = ask::context)]
     context: Option<u32>,
 
     /// Micro-steps per optimizer step [default: that of --step's run, or 1]
@@ -84,7 +88,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE,…", value_delimiter = ',')]
     p2p: Vec<P2p>,
 
-    /// Edit the machine: NODE.width, NODE.gen or NODE.rate, such as slot.3.width=8
+    /// Slots to fill, such as slot-1,slot-4; if not given, the first of the platform, and a smaller number of GPUs spread
+    /// over those of the largest, as the launcher does
+    #[arg(long, value_name = "SLOT,…", value_delimiter = ',', conflicts_with = "explain")]
+    slots: Vec<String>,
+
+    /// Edit the machine: NODE.width, NODE.gen or NODE.rate, such as slot.3.width=8, or a sweep: slot.3.width=4,8; the
+    /// machine as it is stays the first row
     #[arg(long, value_name = "EDIT")]
     set: Vec<String>,
 
@@ -110,7 +120,7 @@ pub(super) struct Args {
     network: Option<Network>,
 
     /// Explain a measured run: the gap to the prediction of its machine, cause by cause
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["list", "gpus", "gpu", "out", "chart"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["list", "gpus", "gpu", "out", "chart", "bucket_mib", "svg"])]
     explain: Option<PathBuf>,
 
     /// Efficiency that is wanted
@@ -120,6 +130,10 @@ pub(super) struct Args {
     /// Draw the variants with their intervals against the target: an .svg or .png file
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
+
+    /// Draw the machine with its slots and links, what limits it marked: an .svg file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 
     /// Write the prediction as a run folder, which `rigscale analyze` and `rigscale report` take
     #[arg(long, short, value_name = "DIR")]
@@ -150,11 +164,12 @@ const MEBI: f64 = 1_048_576.0;
 type Column = (&'static str, fn(&Variant) -> String);
 
 /// Everything that may vary but the number of GPUs.
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
     ("card", |row| row.card.clone()),
     ("P2P", |row| format!("{:?}", row.p2p).to_lowercase()),
     ("bucket", |row| format!("{:.0} MiB", row.bucket_bytes.0 as f64 / MEBI)),
     ("accum", |row| row.accumulate.to_string()),
+    ("edit", |row| row.edit.clone().unwrap_or_else(|| "as it is".to_owned())),
 ];
 
 /// One row.
@@ -165,8 +180,45 @@ struct Variant {
     p2p: P2p,
     bucket_bytes: Bytes,
     accumulate: u32,
+    /// What `--set` made of the machine; none: as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edit: Option<String>,
+    /// Whether the wanted efficiency is reached.
+    reaches: Reaches,
+    #[serde(skip)]
+    board: Board,
     #[serde(flatten)]
     forecast: Forecast,
+}
+
+/// Whether an interval reaches the efficiency that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Reaches {
+    /// All of it does.
+    Yes,
+    /// Part of it does.
+    Perhaps,
+    /// None of it does.
+    No,
+}
+
+impl Reaches {
+    fn of(efficiency: Interval, target: f64) -> Self {
+        match efficiency {
+            Interval { low, .. } if target <= low => Self::Yes,
+            Interval { high, .. } if high < target => Self::No,
+            _ => Self::Perhaps,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::Perhaps => "perhaps",
+            Self::No => "no",
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -179,6 +231,8 @@ struct Prediction {
     framework: Framework,
     target: f64,
     notes: Vec<String>,
+    #[serde(skip)]
+    remarks: Vec<String>,
     variants: Vec<Variant>,
 }
 
@@ -204,15 +258,20 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
     if let Some(warning) = &asked.warning {
         out.remark(format!("warning: {warning}"));
     }
-    let prediction = predict(args, &asked, name)?;
+    let prediction = vary::predict(args, &asked, name)?;
+    prediction.remarks.iter().for_each(|remark| out.remark(remark));
     if let Some(folder) = &args.out {
         keep::keep(args, &asked, name, &prediction, folder)?;
     }
     if let Some(path) = &args.chart {
         draw::draw(&prediction, path)?;
     }
+    if let Some(path) = &args.svg {
+        let row = &prediction.variants[0];
+        write_whole(path, sketch_svg(&sketch::sketch(&row.board, &row.forecast.ring))?.as_bytes())?;
+    }
     out.emit(&prediction).map_err(terminal)?;
-    if let Some(path) = &args.chart {
+    for path in args.chart.iter().chain(&args.svg) {
         out.remark(format!("written to {}", path.display()));
     }
     if let Some(folder) = &args.out {
@@ -230,81 +289,28 @@ fn list() -> Result<Listing, CliError> {
     Ok(Listing { platforms: platform_names().map(row).collect::<Result<_, PredictError>>()? })
 }
 
-fn board(name: &str) -> Result<Board, CliError> {
+fn board(name: &str, stand_in: Option<&Card>) -> Result<Board, CliError> {
     let path = Path::new(name);
     if !path.is_file() {
         return Ok(platform(name)?);
     }
     let text = read_text(path, YAML_BYTES_MAX as u64)?;
-    if is_topology(&text) {
+    let mut board = if is_topology(&text) {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(from_topology(&from_yaml(&text, name)?, &stem)?);
-    }
-    Ok(parse_platform(&text, &PathBuf::from(name).display().to_string())?)
+        from_topology_with(&from_yaml(&text, name)?, &stem, stand_in)?
+    } else {
+        parse_platform(&text, &PathBuf::from(name).display().to_string())?
+    };
+    // what a stranger's file says reaches the terminal
+    board.title = printable_text(&board.title);
+    board.notes.iter_mut().for_each(|note| *note = printable_text(note));
+    board.nodes.iter_mut().for_each(|node| node.name = printable_text(&node.name));
+    Ok(board)
 }
 
 /// True for what `probe` writes: a platform has no such key.
 fn is_topology(text: &str) -> bool {
     text.lines().any(|line| line.starts_with("machine:"))
-}
-
-/// The platform with its edits.
-fn edited(args: &Args, name: &str) -> Result<Board, CliError> {
-    let mut board = board(name)?;
-    for text in &args.set {
-        edit(&mut board, text)?;
-    }
-    Ok(board)
-}
-
-/// The machine with so many GPUs, of another card if one is named.
-fn filled(whole: &Board, count: usize, name: Option<&str>) -> Result<Board, CliError> {
-    let too_many = |slots| PredictError::TooMany { asked: count, board: whole.name.clone(), slots };
-    let mut board = whole.with_gpus(count).map_err(too_many)?;
-    if let Some(name) = name {
-        let card = card(name)?;
-        board.seats.iter_mut().for_each(|seat| (seat.card, seat.peer) = (card.clone(), None));
-    }
-    Ok(board)
-}
-
-fn predict(args: &Args, asked: &Asked, name: &str) -> Result<Prediction, CliError> {
-    let whole = edited(args, name)?;
-    let gpus: Vec<usize> = match args.gpus.is_empty() {
-        true => vec![whole.seats.len()],
-        false => args.gpus.iter().map(|count| *count as usize).collect(),
-    };
-    let cards: Vec<Option<&str>> = match args.gpu.is_empty() {
-        true => vec![None],
-        false => args.gpu.iter().map(|card| Some(card.as_str())).collect(),
-    };
-    let modes = if args.p2p.is_empty() { vec![P2p::Auto] } else { args.p2p.clone() };
-    let buckets = asked.bucket_sizes(args);
-    let count = gpus.len() * cards.len() * modes.len() * buckets.len() * asked.accumulate.len();
-    if VARIANTS_MAX < count {
-        return Err(CliError::Usage(format!("{count} variants are too many: at most {VARIANTS_MAX}")));
-    }
-    let mut variants = Vec::new();
-    for (card, count) in cards.iter().flat_map(|card| gpus.iter().map(move |count| (*card, *count))) {
-        let board = filled(&whole, count, card)?;
-        for p2p in &modes {
-            let sizes = buckets.iter().flat_map(|size| asked.accumulate.iter().map(move |steps| (*size, *steps)));
-            for (bucket, accumulate) in sizes {
-                variants.push(variant(args, asked, &board, (*p2p, bucket, accumulate))?);
-            }
-        }
-    }
-    Ok(Prediction {
-        platform: whole.name,
-        title: whole.title,
-        model: asked.model.clone(),
-        batch: asked.batch,
-        context: asked.context,
-        framework: asked.framework,
-        target: args.target,
-        notes: whole.notes,
-        variants,
-    })
 }
 
 fn exchange(args: &Args, p2p: P2p) -> Exchange {
@@ -313,23 +319,12 @@ fn exchange(args: &Args, p2p: P2p) -> Exchange {
     Exchange { nccl, p2p, min_channels: args.min_ctas, hosts, network }
 }
 
-fn variant(
-    args: &Args,
-    asked: &Asked,
-    board: &Board,
-    (p2p, bucket_bytes, accumulate): (P2p, Bytes, u32),
-) -> Result<Variant, CliError> {
-    let training = asked.training(bucket_bytes, accumulate);
-    let forecast = forecast(board, &training, &exchange(args, p2p), &Calibration::default())?;
-    let (gpus, card) = (board.seats.len(), board.seats[0].card.name.clone());
-    Ok(Variant { gpus, card, p2p, bucket_bytes, accumulate, forecast })
-}
-
 impl Prediction {
     /// Columns whose values differ between rows, or that do not.
     fn columns(&self, varying: bool) -> Vec<Column> {
         let varies = |of: fn(&Variant) -> String| self.variants.iter().any(|row| of(row) != of(&self.variants[0]));
-        COLUMNS.into_iter().filter(|(_, of)| varies(*of) == varying).collect()
+        let edited = self.variants.iter().any(|row| row.edit.is_some());
+        COLUMNS.into_iter().filter(|(name, of)| varies(*of) == varying && (edited || *name != "edit")).collect()
     }
 }
 
@@ -337,21 +332,89 @@ impl Prediction {
 mod tests {
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn predicted(words: &[&str]) -> Result<Prediction, CliError> {
+        let args = <Line as clap::Parser>::try_parse_from([&["x"], words].concat()).unwrap().args;
+        let name = args.platform.clone().unwrap();
+        vary::predict(&args, &Asked::of(&args)?, &name)
+    }
+
+    /// No line is wider than 80 columns, and no cell of a table goes on in the next line.
+    fn fits(text: &str, rows: usize) {
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert_eq!(text.lines().filter(|line| line.starts_with('│')).count(), rows + 1, "{text}");
+    }
+
     #[test]
-    fn the_list_and_a_sweep_fit_80_columns() {
+    fn the_list_and_sweeps_fit_80_columns() {
         let text = list().unwrap().to_string();
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            args: Args,
-        }
-        let words = ["x", "asus-esc8000a-e13p", "--gpus", "1,8", "--gpu", "rtx-pro-6000-max-q", "--p2p", "auto,on"];
-        let args = <Line as clap::Parser>::try_parse_from(words).unwrap().args;
-        let prediction = predict(&args, &Asked::of(&args).unwrap(), "asus-esc8000a-e13p").unwrap();
+        let words = ["asus-esc8000a-e13p", "--gpus", "1,8", "--gpu", "rtx-pro-6000-max-q", "--p2p", "auto,on"];
+        let prediction = predicted(&words).unwrap();
         assert_eq!(prediction.variants.len(), 4);
         let text = prediction.to_string();
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        fits(&text, 4);
         assert!(text.contains("hazard") && text.contains("catalogue"), "{text}");
+        let more = ["--gpu", "rtx-pro-6000-max-q,rtx-5090", "--p2p", "auto,on", "--bucket-mib", "25,100"];
+        let words = [&["asus-esc8000a-e13p", "--accumulate", "1,16"], &more[..]].concat();
+        fits(&predicted(&words).unwrap().to_string(), 16);
+    }
+
+    #[test]
+    fn an_edit_stands_below_the_machine_as_it_is_and_is_swept() {
+        let words = ["asrock-romed8-2t", "--gpus", "4", "--set", "slot.3.width=4,8", "--set", "slot.1.gen=4"];
+        let prediction = predicted(&words).unwrap();
+        let edits: Vec<Option<&str>> = prediction.variants.iter().map(|row| row.edit.as_deref()).collect();
+        assert_eq!(edits, [None, Some("slot.3.width=4 slot.1.gen=4"), Some("slot.3.width=8 slot.1.gen=4")]);
+        let estimates: Vec<f64> = prediction.variants.iter().map(|row| row.forecast.efficiency.estimate).collect();
+        assert!(estimates[1] < estimates[2] && estimates[2] < estimates[0], "{estimates:?}");
+        fits(&prediction.to_string(), 3);
+    }
+
+    #[test]
+    fn slots_are_chosen_by_name_and_a_smaller_world_spans_the_largest() {
+        let of = |prediction: Prediction| -> Vec<Vec<String>> {
+            let names = |board: &Board| board.seats.iter().map(|seat| board.nodes[seat.node].name.clone()).collect();
+            prediction.variants.iter().map(|row| names(&row.board)).collect()
+        };
+        let slots = of(predicted(&["supermicro-as-4124gs", "--gpus", "2,4"]).unwrap());
+        assert_eq!(slots[0], ["slot-1", "slot-4"]);
+        assert_eq!(slots[1].len(), 4);
+        let slots = of(predicted(&["supermicro-as-4124gs", "--slots", "slot-8,slot-1"]).unwrap());
+        assert_eq!(slots, [["slot-1", "slot-8"]]);
+        let error = predicted(&["supermicro-as-4124gs", "--slots", "slot-9"]).err().unwrap().to_string();
+        assert!(error.contains("slot-9") && error.contains("slot-8"), "{error}");
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let rows = [
+            (&["am5-x8x8", "--step", "420ms", "--accumulate", "1,4"][..], "one --accumulate"),
+            (&["am5-x8x8", "--step", "420ms", "--gpu", "rtx-4090,rtx-3090"], "one card"),
+            (&["am5-x8x8", "--network", "25GB/s,10us"], "--hosts"),
+            (&["asrock-romed8-2t", "--gpus", "2", "--set", "slot.6.width=8"], "no GPU"),
+        ];
+        for (words, said) in rows {
+            let error = predicted(words).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(said), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_training_that_does_not_fit_its_card_reaches_nothing() {
+        let words = ["am5-x8x8", "--model", "llama-13b", "--gpu", "rtx-3070"];
+        let row = predicted(&words).unwrap().variants.remove(0);
+        assert!(row.reaches == Reaches::No && 0.9 < row.forecast.efficiency.estimate);
+    }
+
+    #[test]
+    fn an_interval_reaches_a_target_or_does_not() {
+        let of = |low, high| Reaches::of(Interval { estimate: f64::midpoint(low, high), low, high }, 0.9);
+        assert_eq!((of(0.9, 0.95), of(0.8, 0.9), of(0.8, 0.89)), (Reaches::Yes, Reaches::Perhaps, Reaches::No));
     }
 }

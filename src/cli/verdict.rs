@@ -5,8 +5,10 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::analyze::analyze;
-use crate::record::{Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_links, read_text, write_json};
-use crate::report::{Beside, Summary, render_with};
+use crate::record::{
+    Analysis, Field, Manifest, Outcome, RunFolder, is_there, read_json, read_links, read_text, write_json,
+};
+use crate::report::{Beside, Machine, SKETCH_FILE, Sketch, Summary, render_with};
 use crate::topology::{Topology, YAML_BYTES_MAX, from_yaml};
 
 use super::{CliError, Exit};
@@ -53,6 +55,12 @@ fn topology_of(folder: &RunFolder) -> Result<Option<Topology>, CliError> {
     Ok(Some(from_yaml(&text, &path.display().to_string())?))
 }
 
+/// The sketch of the machine that a prediction is about, where its folder holds one.
+fn sketch_of(folder: &RunFolder) -> Result<Option<Sketch>, CliError> {
+    let path = folder.path().join(SKETCH_FILE);
+    Ok(if is_there(&path)? { Some(read_json(&path)?) } else { None })
+}
+
 /// Writes `analysis.json`, and its hash into the manifest.
 ///
 /// # Errors
@@ -87,10 +95,11 @@ pub(super) fn write_report(folder: &RunFolder, analysis: &Analysis) -> Result<()
 /// # Errors
 /// The report cannot be drawn or written.
 pub(super) fn write_reports(folder: &RunFolder, analyses: &[&Analysis]) -> Result<(), CliError> {
-    let machine = topology_of(folder)?;
+    let (topology, sketch) = (topology_of(folder)?, sketch_of(folder)?);
+    let machine = topology.as_ref().map(Machine::Probed).or(sketch.as_ref().map(Machine::Sketched));
     let links = if is_there(&folder.links())? { Some(read_links(&folder.links())?) } else { None };
     let links = links.as_ref().map(|(head, lines)| (head, lines.as_slice()));
-    let rendered = render_with(analyses, Beside { machine: machine.as_ref(), links })?;
+    let rendered = render_with(analyses, Beside { machine, links })?;
     for (name, bytes) in &rendered.files {
         folder.write(name, bytes)?;
     }

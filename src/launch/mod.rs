@@ -32,5 +32,5 @@ pub use meeting::{MeetError, TOKEN_VARIABLE};
 pub use place::{JobLauncher, JobPlace, MeetingPlace, PlaceError};
 pub use plan::{Wanted, extended, plan};
 pub use rank::{SHARED_CTAS, rank_main};
-pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares, shares_of};
+pub use shares::{Fit, GpuPlace, cpu_shares, gpu_shares};
 pub use worker::{Job, Worked, can_work, work};

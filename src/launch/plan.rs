@@ -5,9 +5,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::record::{Arm, Device, Field, Grade, Limits, NcclSettings, Plan, SCHEMA, TrainConfig, Trial};
+use crate::topology::shares_of;
 use crate::units::{Bytes, Seconds, Tokens};
 
-use super::shares::{Fit, shares_of};
+use super::shares::Fit;
 
 /// Ranks have met when each has built its model: a minute is ample for any model a machine can hold.
 const MEET_LIMIT: Seconds = Seconds(60.0);

@@ -34,6 +34,8 @@ pub struct Node {
     pub kind: NodeKind,
     /// The link above it; none for a socket, and for what hangs in the air.
     pub above: Option<Link>,
+    /// The processor that a NUMA node is part of, where a machine told; none: a processor of its own.
+    pub package: Option<u32>,
 }
 
 /// A link of the tree.
@@ -99,7 +101,7 @@ pub struct Board {
     pub title: String,
     /// Generation of its processors.
     pub cpu: CpuGeneration,
-    /// Memory rate of one socket, as its channels add up.
+    /// Memory rate of one socket node, as its channels add up.
     pub memory: BytesPerSecond,
     /// True inside a virtual machine.
     pub virtual_machine: bool,
@@ -187,6 +189,24 @@ impl Board {
         self.bridges.iter().any(|bridge| (bridge.a, bridge.b) == (a.min(b), a.max(b)))
     }
 
+    /// Puts a card into every slot. What a driver said of the old ones is forgotten, and a bridge that the new ones cannot
+    /// take falls away; returns how many did.
+    pub fn fill(&mut self, card: &Card) -> usize {
+        self.seats.iter_mut().for_each(|seat| (seat.card, seat.peer) = (card.clone(), None));
+        let before = self.bridges.len();
+        if card.nvlink.is_none() {
+            self.bridges.clear();
+        }
+        before - self.bridges.len()
+    }
+
+    /// True where two nodes are different processors, not NUMA nodes of one.
+    #[must_use]
+    pub fn apart(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (self.nodes[a].package, self.nodes[b].package);
+        a != b && (one.is_none() || one != other)
+    }
+
     /// The first `count` seats, in the order of the bus: the machine with only those filled.
     ///
     /// # Errors
@@ -195,10 +215,34 @@ impl Board {
         if count == 0 || self.seats.len() < count {
             return Err(self.seats.len());
         }
-        let mut board = self.clone();
-        board.seats.truncate(count);
-        board.bridges.retain(|bridge| bridge.b < count);
-        Ok(board)
+        Ok(self.with_seats(&(0..count).collect::<Vec<_>>()))
+    }
+
+    /// The machine with only these seats filled, given by their place in [`Board::seats`], ascending.
+    ///
+    /// # Panics
+    /// There is no such seat.
+    #[must_use]
+    pub fn with_seats(&self, kept: &[usize]) -> Self {
+        let place = |seat: usize| kept.iter().position(|one| *one == seat);
+        let bridges = self
+            .bridges
+            .iter()
+            .filter_map(|bridge| Some(Bridged { a: place(bridge.a)?, b: place(bridge.b)?, ..bridge.clone() }));
+        let seats = kept.iter().map(|seat| self.seats[*seat].clone());
+        Self { bridges: bridges.collect(), seats: seats.collect(), ..self.clone() }
+    }
+
+    /// The seats in these slots, ascending.
+    ///
+    /// # Errors
+    /// The first that holds no GPU.
+    pub fn seats_in<'a>(&self, slots: &[&'a str]) -> Result<Vec<usize>, &'a str> {
+        let seat = |name: &&'a str| self.seats.iter().position(|seat| self.nodes[seat.node].name == *name).ok_or(*name);
+        let mut seats = slots.iter().map(seat).collect::<Result<Vec<_>, _>>()?;
+        seats.sort_unstable();
+        seats.dedup();
+        Ok(seats)
     }
 
     /// Sets the width of the link above a node; false where there is no PCIe link.

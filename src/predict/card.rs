@@ -100,7 +100,13 @@ pub fn card(name: &str) -> Result<&'static Card, PredictError> {
 }
 
 pub(super) fn unknown(name: &str) -> PredictError {
-    let near = |card: &&String| name.split('-').any(|word| 3 < word.len() && card.contains(word));
+    let spoken = words(name).join("");
+    // names that hold the same number come first
+    let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+    let near = |card: &&String| {
+        let joined = words(card).join("");
+        joined == spoken || (3 <= digits.len() && card.contains(&digits[..3])) || joined.contains(&spoken)
+    };
     let mut known: Vec<&str> = cards().keys().filter(near).map(String::as_str).collect();
     if known.is_empty() {
         known = cards().keys().map(String::as_str).collect();
@@ -108,15 +114,44 @@ pub(super) fn unknown(name: &str) -> PredictError {
     PredictError::UnknownCard { asked: name.to_owned(), known: known.join(", ") }
 }
 
-/// The card that a driver or the PCI ID database calls so, the longest match: `NVIDIA GeForce RTX 4090` is `rtx-4090`.
+/// Words of a product's name that tell no card from another: the maker, the series, the chip.
+const SAY_NOTHING: &[&str] = &[
+    "nvidia",
+    "corporation",
+    "geforce",
+    "quadro",
+    "generation",
+    "edition",
+    "workstation",
+    "blackwell",
+    "gpu",
+    "graphics",
+];
+
+/// The words of a name that tell it from others, in lower case, without a chip such as `ga102gl`.
+fn words(name: &str) -> Vec<String> {
+    let chip = |word: &str| {
+        let mut letters = word.chars();
+        let makes = ["tu", "ga", "ad", "gh", "gb"].iter().any(|make| word.starts_with(make));
+        letters.by_ref().nth(1);
+        makes && 3 <= letters.take_while(char::is_ascii_digit).count()
+    };
+    let name = name.to_lowercase();
+    let words = name.split(|letter: char| !letter.is_alphanumeric());
+    words.filter(|word| !word.is_empty() && !SAY_NOTHING.contains(word) && !chip(word)).map(str::to_owned).collect()
+}
+
+/// The card that a driver or the PCI ID database calls so: `NVIDIA GeForce RTX 4090` is `rtx-4090`. Every word that tells
+/// cards apart must match: an RTX 3080 Ti, a laptop's or a Max-Q card is not the one without those words.
 #[must_use]
 pub fn card_called(product: &str) -> Option<&'static Card> {
-    let product = product.to_lowercase();
-    let fits = |card: &&Card| {
-        let title = card.title.to_lowercase();
-        title.split_whitespace().all(|word| product.split([' ', '-']).any(|part| part == word))
+    let sorted = |name: &str| {
+        let mut words = words(name);
+        words.sort_unstable();
+        words
     };
-    cards().values().filter(fits).max_by_key(|card| card.title.len())
+    let product = sorted(product);
+    cards().values().find(|card| sorted(&card.title) == product)
 }
 
 #[cfg(test)]
@@ -145,16 +180,35 @@ mod tests {
             ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
             ("NVIDIA H100 PCIe", "h100-pcie"),
             ("NVIDIA L40S", "l40s"),
+            ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000-max-q"),
+            ("RTX PRO 6000 Blackwell Max-Q", "rtx-pro-6000-max-q"),
+            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000-server"),
+            ("NVIDIA A100-PCIE-40GB", "a100-pcie-40gb"),
+            ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"),
+            ("GA102GL [RTX A6000]", "rtx-a6000"),
+            ("Quadro RTX 8000", "rtx-8000"),
         ];
         for (product, name) in rows {
             assert_eq!(card_called(product).map(|card| card.name.as_str()), Some(name), "{product}");
         }
-        assert!(card_called("Matrox G200").is_none());
+        let others = [
+            "Matrox G200",
+            "NVIDIA GeForce RTX 3080 Ti",
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 4090 D",
+            "NVIDIA RTX 4000 SFF Ada Generation",
+            "NVIDIA H100 80GB HBM3",
+        ];
+        for product in others {
+            assert_eq!(card_called(product).map(|card| &card.name), None, "{product}");
+        }
     }
 
     #[test]
     fn an_unknown_card_is_answered_with_those_that_come_near() {
         let said = card("rtx-4091").unwrap_err().to_string();
         assert!(said.contains("rtx-4091") && said.contains("rtx-4090"), "{said}");
+        let said = card("rtx4090").unwrap_err().to_string();
+        assert!(said.contains("rtx-4090") && !said.contains("a100"), "{said}");
     }
 }

@@ -132,6 +132,12 @@ mod tests {
             ("source: x, verified: manual}\n  - {from: w", "source: '', verified: manual}\n  - {from: w", 11, "source"),
             ("cpu: zen3", "cpu: zen9", 4, "zen5"),
             ("gpus:\n  - {slot: p, card: rtx-4090}\n", "gpus: []\n", 13, "no slot holds"),
+            (
+                "card: rtx-4090}\n",
+                "card: rtx-3090}\nnvlinks:\n  - {slots: [p, p], source: x, verified: manual}\n",
+                16,
+                "itself",
+            ),
         ];
         for (old, new, line, word) in rows {
             assert!(GOOD.contains(old), "{old}");
@@ -140,5 +146,16 @@ mod tests {
             };
             assert!(wrong.line == line && wrong.problem.contains(word), "{new}: {wrong}");
         }
+    }
+
+    #[test]
+    fn a_bridge_between_cards_that_take_none_is_refused_in_a_file_and_dropped_in_a_what_if() {
+        let text = PLATFORMS.iter().find(|(name, _)| *name == "supermicro-as-4124gs-bridged").unwrap().1;
+        let error = parse_platform(&text.replace("a100-pcie-40gb", "rtx-4090"), "a.yaml").unwrap_err().to_string();
+        assert!(error.contains("rtx-4090") && error.contains("no NVLink bridge"), "{error}");
+        let mut board = platform("supermicro-as-4124gs-bridged").unwrap();
+        assert_eq!(board.fill(crate::predict::card("rtx-4090").unwrap()), 4);
+        let ring = ring(&board, &Exchange::default(), &Calibration::default()).unwrap();
+        assert!(!ring.has(crate::predict::Transport::Nvlink) && ring.bus.0 < 30e9, "{ring:?}");
     }
 }

@@ -23,6 +23,9 @@ pub fn edit(board: &mut Board, text: &str) -> Result<(), PredictError> {
         let known: Vec<&str> = linked.map(|node| node.name.as_str()).collect();
         wrong(format!("no link leads to `{name}`; this platform has {}", known.join(", ")))
     })?;
+    if !board.seats.iter().any(|seat| board.chain(seat.node).is_some_and(|chain| chain.contains(&node))) {
+        return Err(wrong(format!("no GPU hangs on `{name}`: it would change nothing")));
+    }
     let number = || value.trim().parse::<u64>().map_err(|_| wrong(format!("`{value}` is no number")));
     let done = match key {
         "width" => {

@@ -58,10 +58,28 @@ pub enum PredictError {
         hosts: usize,
     },
     /// A probed topology lacks what the model needs.
-    #[error("{what} of this machine is unknown, and the prediction needs it")]
+    #[error("{what} is unknown of this machine, and the prediction needs it: {remedy}")]
     Unknown {
         /// What is missing.
         what: String,
+        /// How to give it.
+        remedy: String,
+    },
+    /// A slot that holds no GPU.
+    #[error("--slots: no GPU is in {slot:?}; this machine has {known}")]
+    NoSlot {
+        /// As it was typed.
+        slot: String,
+        /// Slots with a GPU.
+        known: String,
+    },
+    /// A run trained in a way that the model does not hold.
+    #[error("the run {run} cannot be explained: {problem}")]
+    NotModelled {
+        /// Name of the run folder.
+        run: String,
+        /// What it did, and what can be explained.
+        problem: String,
     },
     /// An edit that cannot be made.
     #[error("--set {edit}: {problem}")]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::record::{Arm, Bucket, Point, RankFile, RunFiles};
 use crate::stats::median;
+use crate::topology::shares_of;
 use crate::units::{BytesPerSecond, Seconds};
 
 use super::PredictError;
@@ -171,11 +172,10 @@ pub fn explain(
 ) -> Result<Vec<Explanation>, PredictError> {
     let solo = Solo::of(files)?;
     let hosts = exchange.hosts.max(1);
+    modelled(files)?;
     let mut explained = Vec::new();
     for point in points.iter().filter(|point| 1 < point.world) {
-        let count = point.world / hosts;
-        let too_many = |slots| PredictError::TooMany { asked: count, board: board.name.clone(), slots };
-        let board = board.with_gpus(count).map_err(too_many)?;
+        let board = seated(board, files, point.world, hosts)?;
         let predicted = forecast(&board, training, exchange, calibration)?;
         let measured = Measured::of(files, point, solo);
         let other = measured.other_transport(&predicted.ring).map(|p2p| Exchange { p2p, ..*exchange });
@@ -190,6 +190,35 @@ pub fn explain(
         return Err(PredictError::Run { run: files.name.clone(), problem });
     }
     Ok(explained)
+}
+
+/// What the model does not hold is refused.
+fn modelled(files: &RunFiles) -> Result<(), PredictError> {
+    let config = &files.plan.config;
+    let not = |problem: &str| PredictError::NotModelled { run: files.name.clone(), problem: problem.to_owned() };
+    if 0 < config.zero {
+        return Err(not(
+            "it shares the optimizer's state (--zero 1): sums are scattered and weights gathered, and the \
+                        model knows all-reduces only; run it with --zero 0",
+        ));
+    }
+    Ok(())
+}
+
+/// The board with the GPUs that a world of the run used: those at the run's addresses; on a board that does not know them,
+/// the places that a launcher gives to a world of that size.
+fn seated(board: &Board, files: &RunFiles, world: usize, hosts: usize) -> Result<Board, PredictError> {
+    let own = files.plan.shares.len() / hosts;
+    let largest = if own <= board.seats.len() { own } else { world / hosts };
+    let too_many = |slots| PredictError::TooMany { asked: largest.max(1), board: board.name.clone(), slots };
+    let used = shares_of(world / hosts, largest.max(world / hosts));
+    let names: Option<Vec<&str>> =
+        used.iter().map(|share| files.plan.shares.get(*share).and_then(|share| share.gpu.as_deref())).collect();
+    let known = names.and_then(|names| board.seats_in(&names).ok()).filter(|seats| seats.len() == used.len());
+    match known {
+        Some(seats) => Ok(board.with_seats(&seats)),
+        None => Ok(board.with_gpus(largest.max(1)).map_err(too_many)?.with_seats(&used)),
+    }
 }
 
 impl<'a> Measured<'a> {

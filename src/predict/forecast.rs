@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{BucketLayout, Role, Shape};
+use crate::model::{BucketLayout, MemoryDemand, MemoryPlan, Role, Shape};
 use crate::record::{Interval, Precision};
 use crate::units::{Bytes, Seconds, TokensPerSecond};
 
@@ -36,6 +36,10 @@ pub struct Training {
     pub alone: Alone,
     /// Who trains.
     pub framework: Framework,
+    /// What gradients are summed in, where it is not what they are kept in.
+    pub reduced: Option<Precision>,
+    /// Whether blocks are computed again in the backward pass.
+    pub recompute: bool,
 }
 
 /// What is known of the step of one GPU alone.
@@ -56,6 +60,8 @@ const UTILISATION: [f64; 3] = [0.35, 0.5, 0.65];
 const UPDATE_BYTES: f64 = 26.0;
 /// Share of its memory rate that an update reaches.
 const UPDATE_SHARE: f64 = 0.8;
+/// An efficiency is above this, so that a step has an end.
+const LEAST: f64 = 1e-3;
 /// Both tails of 5 %.
 const Z: f64 = 1.645;
 
@@ -67,6 +73,7 @@ pub struct Forecast {
     /// Mean rate of a card together over its mean rate alone.
     pub efficiency: Interval,
     /// Step of a card of mean rate alone: that of every card, where all are equal.
+    #[serde(rename = "ideal_s")]
     pub ideal: Seconds,
     /// Where the step goes.
     #[serde(flatten)]
@@ -76,7 +83,14 @@ pub struct Forecast {
     /// Gradient bytes of one rank.
     pub gradient_bytes: Bytes,
     /// Tokens of all ranks in a second.
+    #[serde(rename = "tokens_per_s")]
     pub rate: TokensPerSecond,
+    /// The same, with its 90 % interval.
+    pub tokens_per_s_interval: Interval,
+    /// 90 % interval of the step, in seconds.
+    pub step_s_interval: Interval,
+    /// 90 % interval of the bus bandwidth, in bytes per second; none for one GPU.
+    pub bus_interval: Option<Interval>,
     /// True where the step alone comes from the catalogue.
     pub catalogue: bool,
     /// What cannot be interpolated.
@@ -107,17 +121,35 @@ pub fn forecast(
     });
     let efficiency =
         efficiency(&outlooks.each_ref().map(|(work, ideal, _)| (work, *ideal)), &ring, training.framework, calibration);
+    let steps = outlooks.each_ref().map(|(_, ideal, _)| *ideal);
     let [_, (work, ideal, solo), _] = outlooks;
     let time = work.step(&ring, &training.framework.overlap());
+    let away = (Z * ring.spread).exp();
+    let bus = ring.bus.0;
+    let bus_interval = (1 < ring.ranks).then(|| Interval { estimate: bus, low: bus / away, high: bus * away });
+    // what is alone uncertain and what is of the exchange: the ends of both
+    let (longest, shortest) = (steps[0], steps[2]);
+    let step_s_interval = Interval {
+        estimate: time.step.0,
+        low: shortest.0 / efficiency.high.max(efficiency.estimate),
+        high: longest.0 / efficiency.low.max(LEAST),
+    };
     let tokens = (ring.ranks * training.batch * training.context * training.accumulate) as f64;
     Ok(Forecast {
         world: ring.ranks,
         efficiency,
         ideal,
         rate: TokensPerSecond(tokens / time.step.0),
+        tokens_per_s_interval: Interval {
+            estimate: tokens / time.step.0,
+            low: tokens / step_s_interval.high,
+            high: tokens / step_s_interval.low,
+        },
+        step_s_interval,
+        bus_interval,
         gradient_bytes: work.bytes(),
         catalogue: training.alone == Alone::Catalogue,
-        hazards: hazards(board, exchange, &ring),
+        hazards: hazards(board, exchange, &ring, training.memory()),
         time,
         ring,
         work,
@@ -199,16 +231,32 @@ impl Training {
             Alone::Step(step) => phases(step, parameters, card, self.accumulate),
             Alone::Catalogue => {
                 let tokens = (self.batch * self.context) as f64;
-                let passes = self.shape.flops_per_token(self.context) * tokens / (card.bf16.0 * utilisation);
+                // a forward pass is a third of all, and recomputation runs it again
+                let again = if self.recompute { 4.0 / 3.0 } else { 1.0 };
+                let passes = self.shape.flops_per_token(self.context) * tokens * again / (card.bf16.0 * utilisation);
                 split(Seconds(passes), update(parameters, card))
             }
         }
+    }
+
+    /// What a rank takes of its GPU's memory, trained by rigscale in bf16; none where the model does not know.
+    fn memory(&self) -> Option<Bytes> {
+        let demand = MemoryDemand {
+            batch: self.batch,
+            context: self.context,
+            recompute: self.recompute,
+            widens: self.reduced.is_some_and(|reduced| self.precision.element_bytes() < reduced.element_bytes()),
+            sharers: 1,
+        };
+        let known = self.precision == Precision::Bf16 && self.framework == Framework::Rigscale;
+        known.then(|| MemoryPlan::on_cuda(&self.shape, demand).total_bytes)
     }
 
     /// The buckets. The backward pass runs the parameters in reverse; each takes time as its matrix is large.
     #[must_use]
     pub fn buckets(&self) -> Vec<BucketWork> {
         let (parameters, element) = (self.shape.parameters(), self.precision.element_bytes());
+        let sent = self.reduced.unwrap_or(self.precision).element_bytes();
         let layout = BucketLayout::new(&parameters, self.first_bucket, self.bucket, element);
         let weight = |index: usize| match parameters[index].role {
             Role::Embedding => 0.0,
@@ -218,7 +266,7 @@ impl Training {
         let mut done = 0.0;
         let buckets = layout.buckets.iter().map(|bucket| {
             done += bucket.parameters.iter().map(|index| weight(*index)).sum::<f64>();
-            BucketWork { bytes: Bytes(bucket.elements as u64 * element.0), ready: done / whole }
+            BucketWork { bytes: Bytes(bucket.elements as u64 * sent.0), ready: done / whole }
         });
         buckets.collect()
     }
@@ -241,6 +289,8 @@ mod tests {
             precision: Precision::Bf16,
             alone: Alone::Catalogue,
             framework: Framework::Rigscale,
+            reduced: None,
+            recompute: false,
         }
     }
 
@@ -258,6 +308,12 @@ mod tests {
                 assert!((sum.0 - it.time.step.0).abs() < 1e-9, "{name} {count}");
                 let Interval { estimate, low, high } = it.efficiency;
                 assert!(0.0 <= low && low <= estimate && estimate <= high && high <= 1.0, "{name} {count}");
+                for Interval { estimate, low, high } in [it.step_s_interval, it.tokens_per_s_interval] {
+                    assert!(
+                        0.0 < low && low <= estimate && estimate <= high,
+                        "{name} {count}: {low} {estimate} {high}"
+                    );
+                }
                 assert!(it.gradient_bytes.0 == 2 * training().shape.parameter_count());
             }
         }

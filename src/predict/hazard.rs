@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use crate::record::{Finding, Severity};
+use crate::units::{Bytes, BytesPerSecond};
+
 use super::board::{Board, NodeKind};
 use super::cpu::CpuGeneration;
 use super::nccl::{NcclVersion, Transport};
@@ -18,16 +21,50 @@ pub struct Hazard {
     pub remedy: &'static str,
 }
 
-/// Every hazard of this machine and setting.
+impl Hazard {
+    /// The hazard as a run folder keeps it.
+    #[must_use]
+    pub fn finding(&self) -> Finding {
+        Finding {
+            code: self.code.to_owned(),
+            severity: Severity::Warning,
+            addresses: Vec::new(),
+            seen: self.text.clone(),
+            expected: "no hazard that the prediction cannot put into figures".to_owned(),
+            remedy: self.remedy.to_owned(),
+        }
+    }
+}
+
+/// Every hazard of this machine and setting, for a rank that takes `need` of its GPU's memory.
 #[must_use]
-pub fn hazards(board: &Board, exchange: &Exchange, ring: &Ring) -> Vec<Hazard> {
+pub fn hazards(board: &Board, exchange: &Exchange, ring: &Ring, need: Option<Bytes>) -> Vec<Hazard> {
     let mut found = Vec::new();
+    in_memory(board, need, &mut found);
     if ring.ranks < 2 {
         return found;
     }
     in_links(board, ring, &mut found);
     in_settings(board, exchange, ring, &mut found);
     found
+}
+
+/// What a driver and CUDA's context take of a GPU's memory: about half a GiB on the cards that were tried.
+const CONTEXT: Bytes = Bytes(512 << 20);
+
+/// A training that does not fit its card.
+fn in_memory(board: &Board, need: Option<Bytes>, found: &mut Vec<Hazard>) {
+    let Some(seat) = board.seats.iter().min_by_key(|seat| seat.card.memory.0) else { return };
+    let (card, have) = (&seat.card.name, seat.card.memory);
+    if let Some(need) = need.filter(|need| have.0 < need.0 + CONTEXT.0) {
+        found.push(Hazard {
+            code: "does-not-fit",
+            text: format!(
+                "a rank takes {need} and {CONTEXT} for CUDA, the {card} has {have}: this training cannot run"
+            ),
+            remedy: "take a smaller --batch, --context or --model; rows of this one only tell what links would do",
+        });
+    }
 }
 
 /// Those of chipset, search and switches.
@@ -77,6 +114,9 @@ fn in_links(board: &Board, ring: &Ring, found: &mut Vec<Hazard>) {
     );
 }
 
+/// Memory of a node from which on a processor of Zen 2 or 3 has the eight channels of EPYC, all in one NUMA node.
+const EPYC_MEMORY_MIN: BytesPerSecond = BytesPerSecond(150e9);
+
 /// Those of NCCL's settings, drivers and firmware.
 fn in_settings(board: &Board, exchange: &Exchange, ring: &Ring, found: &mut Vec<Hazard>) {
     let mut add = |holds: bool, code: &'static str, text: String, remedy: &'static str| {
@@ -102,17 +142,21 @@ fn in_settings(board: &Board, exchange: &Exchange, ring: &Ring, found: &mut Vec<
         "this needs a patched driver; results must be checked for wrong data",
     );
     add(
-        board.virtual_machine && ring.has(Transport::Staged),
+        board.virtual_machine,
         "virtual-machine",
-        "a guest hides its tree and pinning: staged rates from 0.9 to 5 GB/s were measured".to_owned(),
+        "a guest hides its tree and pinning, and peers need ACS and ATS there: staged rates from 0.9 to 5 GB/s were \
+         measured"
+            .to_owned(),
         "measure on the machine itself",
     );
     add(
         matches!(board.cpu, CpuGeneration::Zen2 | CpuGeneration::Zen3)
+            && EPYC_MEMORY_MIN.0 <= board.memory.0
             && ring.has(Transport::Staged)
             && 4 <= board.seats.len(),
         "nodes-per-socket",
-        "host memory of EPYC 7002 and 7003 was slow for four and more GPUs until NPS4 was set (NCCL issue 1285)"
+        "host memory of processors of this generation with eight channels, EPYC 7002 and 7003, was slow for four and more \
+         GPUs until NPS4 was set (NCCL issue 1285)"
             .to_owned(),
         "try NPS4 in the firmware",
     );
@@ -126,7 +170,7 @@ mod tests {
     fn codes(name: &str, count: usize, exchange: &Exchange) -> Vec<&'static str> {
         let board = platform(name).unwrap().with_gpus(count).unwrap();
         let ring = ring(&board, exchange, &Calibration::default()).unwrap();
-        hazards(&board, exchange, &ring).into_iter().map(|hazard| hazard.code).collect()
+        hazards(&board, exchange, &ring, None).into_iter().map(|hazard| hazard.code).collect()
     }
 
     #[test]
@@ -139,6 +183,19 @@ mod tests {
         assert_eq!(codes("wrx90-two-switches", 4, &auto), ["acs-redirect"]);
         assert!(codes("wrx90-two-switches", 8, &auto).contains(&"posted-write-collapse"));
         assert_eq!(codes("cloud-vm-2gpu", 4, &auto), ["virtual-machine"]);
+        assert!(codes("cloud-vm-2gpu", 2, &peers).contains(&"virtual-machine"));
         assert_eq!(codes("tinybox-green", 6, &auto), ["nodes-per-socket"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_its_card_is_named_with_need_and_have() {
+        let board = platform("am5-x8x8").unwrap();
+        let alone = board.with_gpus(1).unwrap();
+        let ring = ring(&alone, &Exchange::default(), &Calibration::default()).unwrap();
+        let have = alone.seats[0].card.memory;
+        let of = |need: u64| hazards(&alone, &Exchange::default(), &ring, Some(Bytes(need)));
+        assert_eq!(of(have.0 - CONTEXT.0), []);
+        let [hazard] = &of(have.0)[..] else { panic!("one hazard") };
+        assert!(hazard.code == "does-not-fit" && hazard.text.contains(&have.to_string()), "{hazard:?}");
     }
 }

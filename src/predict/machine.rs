@@ -2,33 +2,45 @@
 
 use std::collections::BTreeMap;
 
-use crate::topology::{Gpu, IommuMode, PeerStatus, Topology};
-use crate::units::BytesPerSecond;
+use crate::topology::{Gpu, IommuMode, NumaNode, PeerStatus, Topology};
 
 use super::PredictError;
 use super::board::{Board, Bridged, Link, Node, NodeKind, Seat};
-use super::card::card_called;
+use super::card::{Card, card_called};
 use super::cpu::CpuGeneration;
 use super::platform::Verified;
 
-/// Memory rate of a socket, where nobody measured it: eight channels of DDR4-3200. It limits no known ring.
-const MEMORY_ASSUMED: BytesPerSecond = BytesPerSecond(204.8e9);
+/// What a probed machine lacks, and `--gpu` gives: the card that stands in where the catalogue has none of that name.
+pub type StandIn<'a> = Option<&'a Card>;
 
 /// The board of a probed machine, with its NVIDIA GPUs by address. Links count as they are when awake.
 ///
 /// # Errors
 /// The processor, a link or a GPU model is unknown: the fact that is missing.
 pub fn from_topology(topology: &Topology, name: &str) -> Result<Board, PredictError> {
-    let by_name = || topology.cpu.model.as_deref().ok().and_then(CpuGeneration::named);
-    let cpu = topology.cpu.signature.as_ref().and_then(CpuGeneration::of).or_else(by_name);
+    from_topology_with(topology, name, None)
+}
+
+/// The same, with a card that stands in for those that the catalogue does not know.
+///
+/// # Errors
+/// As [`from_topology`], but for a GPU model.
+pub fn from_topology_with(topology: &Topology, name: &str, stand_in: StandIn<'_>) -> Result<Board, PredictError> {
+    let model = topology.cpu.model.as_deref().unwrap_or_default();
+    let cpu = topology.cpu.signature.as_ref().and_then(CpuGeneration::of).or_else(|| CpuGeneration::named(model));
+    let cpu = cpu.ok_or_else(|| PredictError::Unknown {
+        what: "the generation of the processor".to_owned(),
+        remedy: "probe the machine itself, or describe it as a platform with `cpu:` (see topologies/)".to_owned(),
+    })?;
+    let (memory, words) = cpu.memory_assumed(model);
     let mut board = Board {
         name: name.to_owned(),
         title: topology.machine.product.as_deref().unwrap_or(name).to_owned(),
-        cpu: cpu.ok_or_else(|| unknown("the generation of the processor"))?,
-        memory: MEMORY_ASSUMED,
+        cpu,
+        memory: memory / nodes_of_a_socket(topology) as f64,
         virtual_machine: topology.system.virtual_machine == Ok(true),
         translating: topology.iommu.mode == Ok(IommuMode::Translating),
-        notes: vec!["memory rate assumed: 204.8 GB/s for each socket".to_owned()],
+        notes: vec![format!("memory of each socket is assumed: {words}")],
         nodes: Vec::new(),
         across: Vec::new(),
         seats: Vec::new(),
@@ -36,10 +48,15 @@ pub fn from_topology(topology: &Topology, name: &str) -> Result<Board, PredictEr
     };
     let mut index: BTreeMap<String, usize> = BTreeMap::new();
     for gpu in topology.nvidia_gpus() {
-        add(topology, gpu, &mut board, &mut index)?;
+        add(topology, gpu, stand_in, (&mut board, &mut index))?;
     }
     if board.seats.is_empty() {
-        return Err(unknown("any NVIDIA GPU"));
+        let remedy = "predict a platform of `rigscale predict --list` instead".to_owned();
+        return Err(PredictError::Unknown { what: "any NVIDIA GPU".to_owned(), remedy });
+    }
+    let nodes: Vec<&Node> = board.nodes.iter().filter(|node| node.kind == NodeKind::Socket).collect();
+    if 1 < nodes.len() && nodes.iter().any(|node| node.package.is_none()) {
+        board.notes.push("the machine does not say which NUMA nodes are one processor: each counts as one".to_owned());
     }
     let told = topology.nvlinks.iter().flatten().filter_map(|link| Some((link.gpu, *link.target.as_ref().ok()?)));
     let granted = topology.peers.iter().filter(|peer| peer.nvlink == Ok(PeerStatus::Ok));
@@ -55,21 +72,39 @@ pub fn from_topology(topology: &Topology, name: &str) -> Result<Board, PredictEr
     Ok(board)
 }
 
-fn unknown(what: &str) -> PredictError {
-    PredictError::Unknown { what: what.to_owned() }
+/// NUMA nodes of the socket that has most of them; at least 1.
+fn nodes_of_a_socket(topology: &Topology) -> usize {
+    let mut nodes: BTreeMap<u32, usize> = BTreeMap::new();
+    topology
+        .nodes()
+        .iter()
+        .filter_map(|node| package(topology, node))
+        .for_each(|own| *nodes.entry(own).or_default() += 1);
+    nodes.into_values().max().unwrap_or(1)
+}
+
+/// The processor that a NUMA node is part of.
+fn package(topology: &Topology, node: &NumaNode) -> Option<u32> {
+    let first = node.cpus.as_ref().ok().and_then(|cpus| cpus.cpus().first().copied());
+    first.and_then(|cpu| topology.socket_of_cpu(cpu))
 }
 
 /// Adds a GPU and what lies above it.
 fn add(
     topology: &Topology,
     gpu: &Gpu,
-    board: &mut Board,
-    index: &mut BTreeMap<String, usize>,
+    stand_in: StandIn<'_>,
+    (board, index): (&mut Board, &mut BTreeMap<String, usize>),
 ) -> Result<(), PredictError> {
-    let socket = format!("node-{}", gpu.numa_node.as_ref().map_or(0, |node| *node));
+    let link = |address: String| PredictError::Unknown {
+        what: format!("the link of {address}"),
+        remedy: "probe again as root, which may read every link: `sudo rigscale probe -o DIR`".to_owned(),
+    };
+    let number = gpu.numa_node.as_ref().map_or(0, |node| *node);
+    let socket = format!("node-{number}");
     let mut parent = node(board, index, &socket, NodeKind::Socket, None);
     for hop in topology.hops(gpu) {
-        let lanes = hop.awake().map_err(|missing| unknown(&format!("the link of {} ({missing})", hop.lower)))?;
+        let lanes = hop.awake().map_err(|missing| link(format!("{} ({missing})", hop.lower)))?;
         let chipset =
             topology.bridge(hop.upper).is_some_and(|bridge| bridge.id.as_ref().is_ok_and(|id| id.is_chipset()));
         let kind = match hop.lower == gpu.address {
@@ -82,10 +117,16 @@ fn add(
         parent = node(board, index, &hop.lower.to_string(), kind, Some(link));
     }
     if board.nodes[parent].kind != NodeKind::Slot {
-        return Err(unknown(&format!("the link of {}", gpu.address)));
+        return Err(link(gpu.address.to_string()));
     }
-    let card =
-        card_called(&gpu.name()).ok_or_else(|| unknown(&format!("the model {} in the catalogue", gpu.name())))?;
+    let own = topology.nodes().iter().find(|node| node.node == number);
+    if let Some(socket) = board.socket_of(parent) {
+        board.nodes[socket].package = own.and_then(|node| package(topology, node));
+    }
+    let card = card_called(&gpu.name()).or(stand_in).ok_or_else(|| PredictError::Unknown {
+        what: format!("the model {:?} in the catalogue of GPUs", gpu.name()),
+        remedy: "name the card that comes nearest, such as --gpu rtx-4090".to_owned(),
+    })?;
     let told: Vec<bool> = topology
         .peers
         .iter()
@@ -105,7 +146,7 @@ fn node(
     above: Option<Link>,
 ) -> usize {
     *index.entry(name.to_owned()).or_insert_with(|| {
-        board.nodes.push(Node { name: name.to_owned(), kind, above });
+        board.nodes.push(Node { name: name.to_owned(), kind, above, package: None });
         board.nodes.len() - 1
     })
 }
@@ -143,6 +184,14 @@ mod tests {
         (machine.cpu.signature, machine.cpu.model) = (None, Ok("a board".to_owned()));
         let error = from_topology(&machine, "x").unwrap_err().to_string();
         assert!(error.contains("generation of the processor"), "{error}");
+        let mut machine = whole.clone();
+        for gpu in &mut machine.gpus {
+            gpu.nvml.as_mut().unwrap().name = Ok("NVIDIA GeForce RTX 9999".to_owned());
+        }
+        let error = from_topology(&machine, "x").unwrap_err().to_string();
+        assert!(error.contains("--gpu"), "{error}");
+        let board = from_topology_with(&machine, "x", Some(crate::predict::card("rtx-4090").unwrap())).unwrap();
+        assert!(board.seats.iter().all(|seat| seat.card.name == "rtx-4090"));
         let mut machine = whole;
         machine.gpus.clear();
         let error = from_topology(&machine, "x").unwrap_err().to_string();

@@ -33,7 +33,7 @@ pub use error::PredictError;
 pub use explain::{Cause, Explanation, Part, Side, explain};
 pub use forecast::{Alone, Forecast, Training, efficiency, forecast, phases};
 pub use hazard::{Hazard, hazards};
-pub use machine::from_topology;
+pub use machine::{StandIn, from_topology, from_topology_with};
 pub use nccl::{NcclVersion, Protocol, RingGraph, RingProblem, Transport, ring_latency};
 pub use platform::{PLATFORM_SCHEMA, Verified, parse_platform};
 pub use quantity::{duration, rate};

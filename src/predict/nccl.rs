@@ -96,7 +96,8 @@ pub struct RingProblem {
 pub struct RingGraph {
     /// Channels of the search; NCCL runs twice as many.
     pub channels: u32,
-    /// Rate of one channel, in GB/s.
+    /// Rate of one channel, in GB/s, as NCCL counts.
+    #[serde(rename = "channel_gb_per_s")]
     pub bandwidth: f64,
     /// True where no speed fits: `Could not find a path for pattern 4, falling back to simple order`.
     pub fallback: bool,

@@ -141,7 +141,7 @@ fn build(platform: &Platform) -> Result<Board, Problem> {
             let text = format!("`{}` stands here twice: every node needs its own name", line.name);
             return Err(Problem { section: "nodes:", key: "name:", index: at, text });
         }
-        nodes.push(Node { name: line.name.clone(), kind: line.kind, above: None });
+        nodes.push(Node { name: line.name.clone(), kind: line.kind, above: None, package: None });
     }
     let mut across = Vec::new();
     for (at, line) in platform.links.iter().enumerate() {
@@ -262,6 +262,16 @@ fn bridge_all(platform: &Platform, board: &mut Board) -> Result<(), Problem> {
         let (Some(a), Some(b)) = (seat(&line.slots[0]), seat(&line.slots[1])) else {
             return Err(wrong(format!("`{}` and `{}` must both hold a GPU", line.slots[0], line.slots[1])));
         };
+        if a == b {
+            return Err(wrong(format!("`{}` is bridged to itself: name two slots", line.slots[0])));
+        }
+        for seat in [a, b] {
+            let card = &board.seats[seat].card;
+            if card.nvlink.is_none() {
+                let text = format!("`{}` takes no NVLink bridge: leave it out, or seat other cards", card.name);
+                return Err(wrong(text));
+            }
+        }
         let (source, verified) = (line.source.clone(), line.verified);
         board.bridges.push(Bridged { a: a.min(b), b: a.max(b), source, verified });
     }

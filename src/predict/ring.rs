@@ -10,6 +10,7 @@ use crate::units::{Bytes, BytesPerSecond, Seconds};
 use super::PredictError;
 use super::board::{Board, NodeKind, copy_rate, nccl_link};
 use super::calibration::Calibration;
+use super::cpu::CpuGeneration;
 use super::flow::{Flow, max_min};
 use super::nccl::{NcclVersion, Protocol, RingGraph, RingProblem, Transport, ring_latency};
 
@@ -85,13 +86,18 @@ pub struct Ring {
     /// Ranks over all hosts.
     pub ranks: usize,
     /// Bus bandwidth: `2(N−1)/N · bytes / time` for large messages.
+    #[serde(rename = "bus_bytes_per_s")]
     pub bus: BytesPerSecond,
     /// What an all-reduce takes without a byte.
+    #[serde(rename = "latency_s")]
     pub latency: Seconds,
     /// Transport of each hop of one host's part of the ring.
     pub transports: Vec<Transport>,
     /// What limits the bus bandwidth.
     pub limit: String,
+    /// The node whose link, port or memory that is, where it is one of them.
+    #[serde(skip)]
+    pub limiting: Option<usize>,
     /// What NCCL's search finds; its own estimate, not what is reached.
     pub graph: RingGraph,
     /// Spread of the bus bandwidth: standard deviation of its logarithm.
@@ -141,24 +147,36 @@ pub fn ring(board: &Board, exchange: &Exchange, calibration: &Calibration) -> Re
     let hops = builder.hops(hosts)?;
     let transports: Vec<Transport> = hops.iter().map(|(_, _, transport)| *transport).collect();
     let graph = builder.nccl(&hops)?;
-    let (bus, limit) = builder.rate(&hops, &graph)?;
-    let (across, odd) = (hosts, board.virtual_machine || board.translating || graph.fallback);
+    let (bus, limit, limiting) = builder.rate(&hops, &graph)?;
     let staged = transports.contains(&Transport::Staged);
+    let unknown = exchange.nccl < NcclVersion::AFTER_CONTAINERS && !builder.by_port();
+    let odd = board.virtual_machine || board.translating || graph.fallback || unknown;
     let spread = match (odd && (staged || graph.fallback), staged) {
         (true, _) => calibration.spread_odd,
         (_, true) => calibration.spread_staged,
         _ => calibration.spread_peer,
     };
-    let ranks = count * across;
+    let ranks = count * hosts;
     Ok(Ring {
         ranks,
         bus,
         latency: latency(&transports, ranks, exchange, calibration),
         transports,
         limit,
+        limiting,
         graph,
         spread,
     })
+}
+
+/// What NCCL takes for an NVLink, over the rate of its data sheet: `src/graph/topo.h`, `SM80_NVLINK_BW` 20.0 of 25 GB/s,
+/// `SM86_NVLINK_BW` 12.0 of 14.1, `SM90_NVLINK_BW` 20.6 of 25; other cards as SM80.
+fn nccl_nvlink_share(sm: u32) -> f64 {
+    match sm {
+        86..=89 => 12.0 / 14.0625,
+        90..=99 => 20.6 / 25.0,
+        _ => 20.0 / 25.0,
+    }
 }
 
 /// LL's base, and what `2(N−1)` steps take: each step waits for its slowest hop's neighbours, so hops count with their
@@ -188,6 +206,9 @@ enum Wire {
     Memory(usize),
     Across(usize, usize),
 }
+
+/// A bus bandwidth, what limits it, and the node of that.
+type Limited = (BytesPerSecond, String, Option<usize>);
 
 /// A hop: from, to (indices of seats), transport.
 type Hop = (usize, usize, Transport);
@@ -319,14 +340,17 @@ impl Builder<'_> {
         let mut uses: Vec<(usize, f64)> = Vec::new();
         uses.extend(up.iter().map(|node| (self.wire(Wire::Up(*node)), 1.0)));
         uses.extend(down.iter().map(|node| (self.wire(Wire::Down(*node)), 1.0)));
-        if let (Reach::Across, (Some(a), Some(b)), true) = (reach, sockets, transport != Transport::Network) {
+        // between NUMA nodes of one processor its own fabric carries more than any known ring
+        if let (Reach::Across, (Some(a), Some(b)), true) = (reach, sockets, transport != Transport::Network)
+            && self.board.apart(a, b)
+        {
             uses.push((self.wire(Wire::Across(a, b)), 1.0));
             if transport == Transport::Peer {
                 cap = calibration.across(self.board.cpu).0;
             }
         }
         match transport {
-            Transport::Staged => self.staged(&mut uses, (&up, &down), target, sockets.1, reach),
+            Transport::Staged => self.staged(&mut uses, (&up, &down), target, sockets),
             Transport::Network => {
                 cap = self.exchange.network.map_or(cap, |network| network.rate.0 * calibration.network_share);
             }
@@ -335,20 +359,27 @@ impl Builder<'_> {
         Ok(Flow { uses, cap })
     }
 
+    /// True where a root port's reads of host memory are known to limit staging: figures of old versions of NCCL are of
+    /// Zen 2 and 3 only. Elsewhere they are predicted as newer ones are, and the interval is wide.
+    fn by_port(&self) -> bool {
+        self.exchange.nccl < NcclVersion::AFTER_CONTAINERS
+            && matches!(self.board.cpu, CpuGeneration::Zen2 | CpuGeneration::Zen3)
+    }
+
     /// Two crossings and memory: the buffer lies at the receiver (`NCCL_SHM_LOCALITY` 2).
     fn staged(
         &mut self,
         uses: &mut Vec<(usize, f64)>,
         (up, down): (&[usize], &[usize]),
         target: usize,
-        socket: Option<usize>,
-        reach: Reach,
+        sockets: (Option<usize>, Option<usize>),
     ) {
-        if let Some(socket) = socket {
+        if let Some(socket) = sockets.1 {
             uses.push((self.wire(Wire::Memory(socket)), 2.0));
         }
-        if self.exchange.nccl < NcclVersion::AFTER_CONTAINERS {
-            let far = if reach == Reach::Across { self.calibration.staged_far } else { 1.0 };
+        if self.by_port() {
+            let across = matches!(sockets, (Some(a), Some(b)) if self.board.apart(a, b));
+            let far = if across { self.calibration.staged_far } else { 1.0 };
             if let Some(port) = self.board.root_port(target) {
                 uses.push((self.wire(Wire::Port(port)), far));
             }
@@ -373,7 +404,10 @@ impl Builder<'_> {
         let mut charge = |from: usize, to: usize, transport: Transport| -> Result<Vec<(usize, f64)>, PredictError> {
             let (mut up, mut down, reach) = self.between(from, to)?;
             if transport == Transport::Nvlink {
-                let rate = board.seats[from].card.nvlink.map_or(0.0, |rate| rate.0 / 1e9 * 6.0 / 7.0);
+                let rate = board.seats[from]
+                    .card
+                    .nvlink
+                    .map_or(0.0, |rate| rate.0 / 1e9 * nccl_nvlink_share(board.seats[from].card.sm));
                 return Ok(vec![(link(Wire::Both(from * 64 + to), rate), 1.0)]);
             }
             if transport == Transport::Staged || transport == Transport::Network {
@@ -402,7 +436,8 @@ impl Builder<'_> {
         let own = board.seats.iter().map(|seat| {
             let pci = board.nccl_rate(seat.node).map_or(0.0, |rate| rate.0);
             let bridged = board.bridges.iter().any(|bridge| board.seats[bridge.a].node == seat.node);
-            let nvlink = seat.card.nvlink.filter(|_| bridged).map_or(0.0, |rate| rate.0 * 6.0 / 7.0);
+            let nvlink =
+                seat.card.nvlink.filter(|_| bridged).map_or(0.0, |rate| rate.0 * nccl_nvlink_share(seat.card.sm));
             pci.max(nvlink) / 1e9
         });
         let total = own.fold(0.0, f64::max);
@@ -412,9 +447,9 @@ impl Builder<'_> {
 
     /// The bus bandwidth, and what limits it. Pairs with bridges make NCCL run rings in both directions, so that each
     /// GPU's link carries one of them.
-    fn rate(&mut self, hops: &[Hop], graph: &RingGraph) -> Result<(BytesPerSecond, String), PredictError> {
+    fn rate(&mut self, hops: &[Hop], graph: &RingGraph) -> Result<Limited, PredictError> {
         if hops.is_empty() {
-            return Ok((BytesPerSecond(f64::INFINITY), "one GPU exchanges nothing".to_owned()));
+            return Ok((BytesPerSecond(f64::INFINITY), "one GPU exchanges nothing".to_owned(), None));
         }
         let bridged = hops.iter().any(|hop| hop.2 == Transport::Nvlink) && 2 < self.board.seats.len();
         let mut flows = hops.iter().map(|hop| self.flow(*hop)).collect::<Result<Vec<_>, _>>()?;
@@ -430,14 +465,15 @@ impl Builder<'_> {
         let fallback = self.calibration.fallback_channel.0 * channels;
         if graph.fallback && fallback < bus {
             let limit = format!("{channels} channels of NCCL's fallback to simple order");
-            return Ok((BytesPerSecond(fallback), limit));
+            return Ok((BytesPerSecond(fallback), limit, None));
         }
         let worst = rates.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(at, _)| at);
-        Ok((BytesPerSecond(bus), self.limit(&flows, &rates, worst, hops[worst % hops.len()])))
+        let (limit, node) = self.limit(&flows, &rates, worst, hops[worst % hops.len()]);
+        Ok((BytesPerSecond(bus), limit, node))
     }
 
-    /// The fullest resource of the slowest flow, in words.
-    fn limit(&self, flows: &[Flow], rates: &[f64], worst: usize, hop: Hop) -> String {
+    /// The fullest resource of the slowest flow, in words, and its node.
+    fn limit(&self, flows: &[Flow], rates: &[f64], worst: usize, hop: Hop) -> (String, Option<usize>) {
         let load = |wire: usize| -> f64 {
             let taken = |(flow, rate): (&Flow, &f64)| -> f64 {
                 flow.uses.iter().filter(|(at, _)| *at == wire).map(|(_, weight)| weight * rate).sum()
@@ -447,10 +483,15 @@ impl Builder<'_> {
         let name = |seat: usize| &self.board.nodes[self.board.seats[seat].node].name;
         let fullest = flows[worst].uses.iter().map(|(wire, _)| *wire).max_by(|a, b| load(*a).total_cmp(&load(*b)));
         let Some(wire) = fullest.filter(|wire| 0.999 < load(*wire)) else {
-            return format!("{} between {} and {}", hop.2, name(hop.0), name(hop.1));
+            return (format!("{} between {} and {}", hop.2, name(hop.0), name(hop.1)), None);
         };
         let node = |node: usize| &self.board.nodes[node].name;
-        match self.wires[wire].0 {
+        let wire = self.wires[wire].0;
+        let at = match wire {
+            Wire::Up(at) | Wire::Down(at) | Wire::Both(at) | Wire::Port(at) | Wire::Memory(at) => Some(at),
+            Wire::Across(..) => None,
+        };
+        let words = match wire {
             Wire::Up(at) | Wire::Down(at) => match self.board.lanes(at) {
                 Some(lanes) => format!("{lanes} link of {}", node(at)),
                 None => format!("link of {}", node(at)),
@@ -459,7 +500,8 @@ impl Builder<'_> {
             Wire::Port(at) => format!("host memory read through the port of {}", node(at)),
             Wire::Memory(at) => format!("memory of {}", node(at)),
             Wire::Across(a, b) => format!("link between {} and {}", node(a), node(b)),
-        }
+        };
+        (words, at)
     }
 }
 

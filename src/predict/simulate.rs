@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::model::{MemoryDemand, MemoryPlan};
 use crate::record::{
-    Arm, Bucket, Collective, DataSource, Device, EndReason, Field, Grade, Limits, NcclSettings, Origin, Plan, RankFile,
-    RunEnd, RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Transport as Way, Trial,
+    Arm, Bucket, Collective, DataSource, Device, EndReason, Field, Finding, Grade, Limits, NcclSettings, Origin, Plan,
+    RankFile, RunEnd, RunFiles, RunHead, SCHEMA, Share, Step, TrainConfig, Transport as Way, Trial,
 };
 use crate::stats::LogRatios;
 use crate::units::{Seconds, Tokens};
@@ -14,7 +14,7 @@ use super::board::Board;
 use super::forecast::{Forecast, Training};
 use super::nccl::Transport;
 use super::ring::{Exchange, P2p};
-use super::step::{Overlap, StepTime};
+use super::step::{Framework, Overlap, StepTime};
 
 /// Launches of each arm.
 pub const LAUNCHES: u32 = 5;
@@ -47,7 +47,8 @@ pub struct Simulation<'a> {
     pub training: &'a Training,
     /// How gradients travel.
     pub exchange: &'a Exchange,
-    /// The machine with as many GPUs as each forecast has in a host, and the forecast; the largest last.
+    /// The machine with as many GPUs as each forecast has in a host, and the forecast; the largest last, which fills every
+    /// slot that a smaller one does.
     pub worlds: &'a [(Board, Forecast)],
     /// What communication does to compute, as in the forecasts.
     pub overlap: Overlap,
@@ -84,13 +85,24 @@ impl Simulation<'_> {
         RunFiles {
             name: plan.fields[0].value.clone(),
             plan,
-            findings: Vec::new(),
+            findings: self.findings(),
             identity: Vec::new(),
             trials,
             gpus: BTreeMap::new(),
             altered: Vec::new(),
             launch_recorded: true,
         }
+    }
+
+    /// Hazards, each once, as findings that the analysis shows.
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = Vec::new();
+        for hazard in self.worlds.iter().flat_map(|(_, forecast)| &forecast.hazards) {
+            if findings.iter().all(|finding| finding.code != hazard.code) {
+                findings.push(hazard.finding());
+            }
+        }
+        findings
     }
 
     fn hosts(&self) -> usize {
@@ -100,7 +112,10 @@ impl Simulation<'_> {
     fn world<'a>(&self, board: &Board, forecast: &'a Forecast) -> World<'a> {
         let most = self.worlds.iter().map(|(board, _)| board.seats.len()).max().unwrap_or(1);
         let gpus = board.seats.len();
-        let shares = (0..self.hosts()).flat_map(|host| (0..gpus).map(move |seat| host * most + seat)).collect();
+        let (largest, _) = self.worlds.last().expect("a simulation has a world");
+        let place = |node: usize| largest.seats.iter().position(|seat| seat.node == node).unwrap_or(0);
+        let places: Vec<usize> = board.seats.iter().map(|seat| place(seat.node)).collect();
+        let shares = (0..self.hosts()).flat_map(|host| places.iter().map(move |seat| host * most + seat)).collect();
         World { forecast, gpus, shares, launches: scattered(forecast, &self.overlap) }
     }
 
@@ -157,7 +172,7 @@ impl Simulation<'_> {
             batch: training.batch,
             context: training.context,
             accumulate: training.accumulate,
-            recompute: false,
+            recompute: training.recompute,
             deterministic: false,
             steps: STEPS,
             precision: training.precision,
@@ -168,7 +183,7 @@ impl Simulation<'_> {
             clip_norm: None,
             bucket_bytes: training.bucket,
             first_bucket_bytes: training.first_bucket,
-            reduce_dtype: None,
+            reduce_dtype: training.reduced,
             zero: 0,
             bucket_events_every: BUCKET_EVENTS_EVERY,
             checksum_every: 0,
@@ -198,6 +213,9 @@ impl Simulation<'_> {
             field("machine", board.title.clone()),
             field("card", board.seats[0].card.name.clone()),
         ];
+        if self.training.framework != Framework::Rigscale {
+            fields.push(field("framework", self.training.framework.name().to_owned()));
+        }
         if self.exchange.p2p != P2p::Auto {
             fields.push(field("P2P", format!("{:?}", self.exchange.p2p).to_lowercase()));
         }
@@ -241,7 +259,7 @@ impl Simulation<'_> {
         let demand = MemoryDemand {
             batch: training.batch,
             context: training.context,
-            recompute: false,
+            recompute: training.recompute,
             widens: false,
             sharers: 1,
         };

@@ -118,16 +118,22 @@ impl FromStr for Framework {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepTime {
     /// The whole step.
+    #[serde(rename = "step_s")]
     pub step: Seconds,
     /// The same without other ranks.
+    #[serde(rename = "alone_s")]
     pub alone: Seconds,
     /// Waiting for buckets after the backward pass.
+    #[serde(rename = "exposed_s")]
     pub exposed: Seconds,
     /// How much longer the backward pass takes beside buckets.
+    #[serde(rename = "slowdown_s")]
     pub slowdown: Seconds,
     /// Waiting for the slowest rank.
+    #[serde(rename = "straggler_s")]
     pub straggler: Seconds,
     /// When each bucket is ready, begins and ends, in seconds after the backward pass of the last micro-step began.
+    #[serde(rename = "buckets_s")]
     pub buckets: Vec<[Seconds; 3]>,
 }
 
@@ -218,7 +224,7 @@ mod tests {
     fn ring(ranks: usize, bus: f64, latency: f64) -> Ring {
         let graph = RingGraph { channels: 1, bandwidth: 1.0, fallback: false };
         let (bus, latency) = (BytesPerSecond(bus), Seconds(latency));
-        Ring { ranks, bus, latency, transports: Vec::new(), limit: String::new(), graph, spread: 0.1 }
+        Ring { ranks, bus, latency, transports: Vec::new(), limit: String::new(), limiting: None, graph, spread: 0.1 }
     }
 
     fn work(bytes: u64, ready: &[f64]) -> Work {

@@ -7,6 +7,7 @@ mod gpus;
 mod junit;
 mod links;
 mod page;
+mod sketch;
 mod summary;
 mod template;
 mod text;
@@ -14,7 +15,9 @@ mod tune;
 mod worlds;
 
 pub use chart::{PaintError, VARIANTS_MAX, Variant, Variants};
+pub use sketch::{SKETCH_FILE, Sketch, SketchKind, SketchLink, SketchPart};
 pub use summary::Summary;
+pub(crate) use text::printable_text;
 pub use tune::tune_page;
 
 use thiserror::Error;
@@ -75,11 +78,20 @@ pub fn render(analyses: &[&Analysis]) -> Result<Rendered, ReportError> {
     render_with(analyses, Beside::default())
 }
 
+/// What is known of the machine of a report.
+#[derive(Debug, Clone, Copy)]
+pub enum Machine<'a> {
+    /// A probed one.
+    Probed(&'a Topology),
+    /// A described one.
+    Sketched(&'a Sketch),
+}
+
 /// What stands beside the first analysis, where it is known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Beside<'a> {
     /// The machine: drawn if it holds GPUs.
-    pub machine: Option<&'a Topology>,
+    pub machine: Option<Machine<'a>>,
     /// What its links carried: head and lines of `links.jsonl`.
     pub links: Option<(&'a LinksHead, &'a [LinkLine])>,
 }
@@ -96,7 +108,11 @@ pub fn render_with(analyses: &[&Analysis], beside: Beside<'_>) -> Result<Rendere
     let mut charts = chart::charts(&runs)?;
     let of_links = |(head, lines)| chart::links(head, &links::of_all_ranks(lines));
     charts.extend(beside.links.map(of_links).transpose()?.flatten());
-    charts.extend(beside.machine.map(chart::machine).transpose()?.flatten());
+    charts.extend(match beside.machine {
+        Some(Machine::Probed(topology)) => chart::machine(topology)?,
+        Some(Machine::Sketched(sketch)) => chart::sketch(sketch)?,
+        None => None,
+    });
     let page = page::Page::of(&runs, &charts, beside.links.map_or(&[], |(_, lines)| lines));
     let cases = junit::Suite::of(main);
     let mut files = vec![
@@ -117,6 +133,14 @@ pub fn render_with(analyses: &[&Analysis], beside: Beside<'_>) -> Result<Rendere
 /// [`ReportError::Chart`].
 pub fn machine_svg(topology: &Topology) -> Result<Option<String>, ReportError> {
     Ok(chart::machine(topology)?.map(|chart| chart.svg))
+}
+
+/// A picture of a described machine as an SVG file.
+///
+/// # Errors
+/// [`ReportError::Chart`].
+pub fn sketch_svg(sketch: &Sketch) -> Result<String, ReportError> {
+    Ok(chart::sketch(sketch)?.map(|chart| chart.svg).unwrap_or_default())
 }
 
 /// Variants with their intervals against the target, as the text of an SVG file and the bytes of a PNG file.

@@ -23,7 +23,7 @@ fn cleaned(value: Value) -> Value {
 }
 
 /// `text` with every character that cannot be printed replaced, and line breaks made spaces.
-pub(super) fn printable_text(text: &str) -> String {
+pub(crate) fn printable_text(text: &str) -> String {
     let replace = |c: char| match c {
         '\n' | '\t' => ' ',
         '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',

@@ -34,6 +34,7 @@ pub fn need(alone: &Alone, config: &TrainConfig, step: Seconds, target: f64) -> 
             latency: Seconds(0.0),
             transports: Vec::new(),
             limit: String::new(),
+            limiting: None,
             graph,
             spread: 0.0,
         };

@@ -123,5 +123,7 @@ pub(super) fn training(config: &TrainConfig, alone: Alone) -> Training {
         first_bucket: config.first_bucket_bytes,
         precision: config.reduce_dtype.unwrap_or(config.precision),
         alone,
+        reduced: None,
+        recompute: config.recompute,
     }
 }

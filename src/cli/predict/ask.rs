@@ -1,5 +1,6 @@
 //! What is trained: from flags, or from the run whose step is taken.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -20,6 +21,13 @@ pub(super) enum StepFrom {
     Run(PathBuf),
 }
 
+impl StepFrom {
+    /// True where the command line says how long it takes.
+    pub(super) fn is_duration(&self) -> bool {
+        matches!(self, Self::Duration(_))
+    }
+}
+
 impl FromStr for StepFrom {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
@@ -28,6 +36,26 @@ impl FromStr for StepFrom {
         }
         duration(text).map(Self::Duration).map_err(|wrong| format!("no run folder, and no duration: {wrong}"))
     }
+}
+
+/// Reads `--batch`.
+pub(super) fn batch(text: &str) -> Result<u32, String> {
+    one(text, 1..=65_536)
+}
+
+/// Reads `--context`.
+pub(super) fn context(text: &str) -> Result<u32, String> {
+    one(text, 2..=131_072)
+}
+
+/// One number: what is trained is the same in every row of a sweep.
+fn one(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
+    let (least, most) = (range.start(), range.end());
+    let number: Option<u32> = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| match text.contains(',') {
+        true => "one number is taken: run it again for another".to_owned(),
+        false => format!("expected a whole number from {least} to {most}"),
+    })
 }
 
 /// Reads `--target`.
@@ -49,6 +77,8 @@ pub(super) struct Asked {
     buckets: [Bytes; 2],
     alone: Alone,
     pub(super) framework: Framework,
+    reduced: Option<Precision>,
+    recompute: bool,
     /// What a person should know of the run that the step is from.
     pub(super) warning: Option<String>,
 }
@@ -91,6 +121,8 @@ impl Asked {
             buckets: args.framework.buckets(precision.element_bytes()),
             alone,
             framework: args.framework,
+            reduced: None,
+            recompute: false,
             warning: None,
         })
     }
@@ -127,6 +159,8 @@ impl Asked {
             },
             alone,
             framework: args.framework,
+            reduced: config.reduce_dtype,
+            recompute: config.recompute,
             warning: on_cpu
                 .then(|| format!("the ranks of {} are CPU cores: their step says nothing of a GPU's", files.name)),
         })
@@ -162,6 +196,8 @@ impl Asked {
             precision: self.precision,
             alone: self.alone,
             framework: self.framework,
+            reduced: self.reduced,
+            recompute: self.recompute,
         }
     }
 }

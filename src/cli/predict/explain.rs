@@ -1,5 +1,6 @@
 //! `rigscale predict --explain RUN`: why a run differs from the prediction of its machine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -8,11 +9,12 @@ use serde::Serialize;
 use crate::cli::CliError;
 use crate::cli::probe::wrapped_at;
 use crate::cli::verdict::judge_folder;
-use crate::predict::{Alone, Calibration, Exchange, Explanation, P2p, explain};
+use crate::predict::{Alone, Board, Calibration, Exchange, Explanation, P2p, explain};
 use crate::record::{Device, Origin, RunFiles, RunFolder};
 
 use super::ask::Asked;
-use super::{Args, edited, exchange};
+use super::vary::edited;
+use super::{Args, exchange};
 
 /// The gap at every world size of a run.
 #[derive(Serialize)]
@@ -33,8 +35,8 @@ pub(super) fn explained(args: &Args, run: &Path) -> Result<Explained, CliError> 
     let folder = RunFolder::open(run)?;
     let analysis = judge_folder(&folder)?;
     let files = folder.read()?;
-    let own = folder.topology().display().to_string();
-    let board = edited(args, args.platform.as_deref().unwrap_or(&own))?;
+    one_setting(args, &files)?;
+    let board = machine(args, &folder, &files)?;
     let alone = if args.step.is_some() { Asked::of(args)?.alone() } else { Alone::Catalogue };
     let training = Asked::like(args, &files, alone)?.as_run();
     let exchange = as_told(args, &files);
@@ -49,6 +51,50 @@ pub(super) fn explained(args: &Args, run: &Path) -> Result<Explained, CliError> 
     }
     notes.extend(analysis.flags.iter().map(|flag| format!("{}: {}", flag.code, flag.text)));
     Ok(Explained { run: analysis.run, platform: board.name, title: board.title, notes, worlds })
+}
+
+/// Lists are for sweeps; a run was one setting.
+fn one_setting(args: &Args, files: &RunFiles) -> Result<(), CliError> {
+    if 1 < args.p2p.len() || 1 < args.accumulate.len() || args.set.iter().any(|edit| edit.contains(',')) {
+        return Err(CliError::Usage("--explain takes one value each: a run was trained in one way".to_owned()));
+    }
+    let own = files.plan.config.accumulate;
+    if let Some(other) = args.accumulate.first().filter(|other| **other as usize != own) {
+        let text = format!("--accumulate {other}: the run was trained with {own}; leave --accumulate out");
+        return Err(CliError::Usage(text));
+    }
+    let hosts = hosts(files);
+    if args.hosts as usize != hosts {
+        let text = format!("the run spans {hosts} hosts: give --hosts {hosts} and, from 2 on, --network 25GB/s,10us");
+        return Err(CliError::Usage(text));
+    }
+    Ok(())
+}
+
+/// Hosts that a run spans: as often as one GPU's address is a share's, unless ranks share a GPU; a simulated run names
+/// them.
+fn hosts(files: &RunFiles) -> usize {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for gpu in files.plan.shares.iter().filter_map(|share| share.gpu.as_deref()) {
+        let slot = match gpu.split_once('/') {
+            Some((host, slot)) if host.starts_with("host-") => slot,
+            _ => gpu,
+        };
+        *names.entry(slot).or_default() += 1;
+    }
+    if files.plan.share_gpu { 1 } else { names.into_values().max().unwrap_or(1) }
+}
+
+/// The machine of the command line, or that of the run: its topology, or the platform that it was predicted on.
+fn machine(args: &Args, folder: &RunFolder, files: &RunFiles) -> Result<Board, CliError> {
+    let topology = folder.topology();
+    let predicted = files.plan.fields.iter().find(|field| field.key == "platform").map(|field| field.value.clone());
+    let own = match predicted.filter(|_| !topology.is_file()) {
+        Some(name) => name,
+        None => topology.display().to_string(),
+    };
+    let mut machines = edited(args, args.platform.as_deref().unwrap_or(&own), None)?;
+    Ok(machines.swap_remove(0).1)
 }
 
 /// The exchange as NCCL was told in the run, where the command line does not say.

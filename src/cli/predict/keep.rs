@@ -4,13 +4,16 @@ use std::path::Path;
 
 use crate::cli::CliError;
 use crate::predict::{Board, Forecast, RANKS_MAX, Simulation};
-use crate::record::{RunFolder, read_text, write_whole};
+use crate::record::{RunFolder, read_text, write_json, write_whole};
+use crate::report::SKETCH_FILE;
 use crate::topology::YAML_BYTES_MAX;
 
 use super::ask::Asked;
-use super::{Args, Prediction, edited, exchange, filled};
+use super::sketch::sketch;
+use super::{Args, Prediction, exchange};
 
-/// Writes the folder: plan, rank files of every trial, launch.json, manifest, and the topology where the platform is one.
+/// Writes the folder: plan, rank files of every trial, launch.json, manifest, and the topology of a probed machine as
+/// it is, or a sketch of any other.
 ///
 /// # Errors
 /// A sweep of anything but the number of GPUs, too many ranks, or the folder cannot be written.
@@ -21,15 +24,11 @@ pub(super) fn keep(
     prediction: &Prediction,
     path: &Path,
 ) -> Result<(), CliError> {
-    let mut worlds: Vec<(Board, Forecast)> = Vec::new();
-    let whole = edited(args, name)?;
-    for variant in &prediction.variants {
-        let board = filled(&whole, variant.gpus, args.gpu.first().map(String::as_str))?;
-        worlds.push((board, variant.forecast.clone()));
-    }
+    let of = |row: &super::Variant| (row.board.clone(), row.forecast.clone());
+    let mut worlds: Vec<(Board, Forecast)> = prediction.variants.iter().map(of).collect();
     worlds.sort_by_key(|(_, forecast)| forecast.world);
     if worlds.windows(2).any(|pair| pair[0].1.world == pair[1].1.world) {
-        let text = "-o takes one card, bucket, --p2p and --accumulate, and each number of GPUs once";
+        let text = "-o takes one card, edit, bucket, --p2p and --accumulate, and each number of GPUs once";
         return Err(CliError::Usage(text.to_owned()));
     }
     let (first, ranks) = (&prediction.variants[0], worlds.last().map_or(0, |(_, forecast)| forecast.world));
@@ -47,11 +46,15 @@ pub(super) fn keep(
     };
     let folder = RunFolder::create_at(path)?;
     let topology = Path::new(name);
-    if topology.is_file() {
-        let text = read_text(topology, YAML_BYTES_MAX as u64)?;
-        if super::is_topology(&text) && args.set.is_empty() {
-            write_whole(&folder.topology(), text.as_bytes())?;
-        }
+    let as_probed = args.set.is_empty() && args.gpu.is_empty() && args.slots.is_empty();
+    let probed = match as_probed && topology.is_file() {
+        true => Some(read_text(topology, YAML_BYTES_MAX as u64)?).filter(|text| super::is_topology(text)),
+        false => None,
+    };
+    let (board, forecast) = &worlds[worlds.len() - 1];
+    match probed {
+        Some(text) => write_whole(&folder.topology(), text.as_bytes())?,
+        None => write_json(&folder.path().join(SKETCH_FILE), &sketch(board, &forecast.ring))?,
     }
     Ok(folder.keep(&files.run())?)
 }

@@ -1,5 +1,6 @@
 //! A picture of a machine: sockets, root ports, switches and GPUs, each link with its rate.
 
+use crate::report::sketch::{Sketch, SketchPart};
 use crate::report::text::printable_text;
 use crate::topology::Topology;
 use crate::units::BytesPerSecond;
@@ -38,11 +39,13 @@ impl Columns {
     const GPU: (f64, f64) = (100.0, 250.0);
     const LINK: (f64, f64) = (70.0, 150.0);
 
-    /// None where so many columns do not fit.
-    fn of(levels: usize, width: f64) -> Option<Self> {
-        let links = levels.saturating_sub(2).max(1) as f64;
-        let ports = levels.saturating_sub(2) as f64;
-        let room = width - 2.0 * EDGE - Self::HOST - ports * Self::PORT - Self::STUB;
+    /// None where so many columns do not fit. With `ports` the second column is that of root ports, to which no link leads:
+    /// they are part of the processor.
+    fn of(levels: usize, width: f64, ports: bool) -> Option<Self> {
+        let links = levels.saturating_sub(if ports { 2 } else { 1 }).max(1) as f64;
+        let between = levels.saturating_sub(2) as f64;
+        let stub = if ports { Self::STUB } else { 0.0 };
+        let room = width - 2.0 * EDGE - Self::HOST - between * Self::PORT - stub;
         let link = ((room - Self::GPU.1) / links).clamp(Self::LINK.0, Self::LINK.1);
         let gpu = (room - link * links).min(Self::GPU.1);
         if gpu < Self::GPU.0 {
@@ -52,8 +55,7 @@ impl Columns {
         for level in 1..levels {
             let last = level + 1 == levels;
             let before = edges[level - 1].1;
-            // a root port is part of the processor: no link leads to it
-            let left = before + if level == 1 && !last { Self::STUB } else { link };
+            let left = before + if ports && level == 1 && !last { Self::STUB } else { link };
             edges.push((left, left + if last { gpu } else { Self::PORT }));
         }
         Some(Self { edges })
@@ -70,11 +72,24 @@ pub(super) fn scene(topology: &Topology, width: f64) -> Option<Scene> {
     let product = topology.machine.product.as_ref().ok().filter(|product| !product.contains("Product Name"));
     let name = product.or(topology.machine.board.as_ref().ok());
     let name = printable_text(name.map_or("this machine", String::as_str));
-    let title = Face::TITLE.shortened(&format!("Links of {name}"), width - 2.0 * EDGE);
     let note = "Links when awake, in one direction. Dashed and !: narrower or slower than the device.";
+    Some(drawn(&hosts, &format!("Links of {name}"), note, (width, true)))
+}
+
+/// The picture of a described machine.
+pub(super) fn sketched(sketch: &Sketch, width: f64) -> Scene {
+    let of = |(socket, host): (usize, &SketchPart)| Part::sketched(host, u32::try_from(socket).unwrap_or(u32::MAX));
+    let hosts: Vec<Part> = sketch.hosts.iter().enumerate().map(of).collect();
+    let note = "Links in one direction. Dashed: from memory, not checked. !: limits the ring.";
+    drawn(&hosts, &printable_text(&sketch.title), note, (width, false))
+}
+
+/// Hosts one below the other, on a page so wide; with or without a column of root ports.
+fn drawn(hosts: &[Part], title: &str, note: &str, (width, ports): (f64, bool)) -> Scene {
+    let title = Face::TITLE.shortened(title, width - 2.0 * EDGE);
     let (mut scene, top) = Scene::titled(width, &title, note);
     let levels = hosts.iter().map(Part::levels).max().unwrap_or(1).max(2);
-    let columns = if width < NARROW_BELOW { None } else { Columns::of(levels, width) };
+    let columns = if width < NARROW_BELOW { None } else { Columns::of(levels, width, ports) };
     let mut y = top + 4.0;
     for (index, host) in hosts.iter().enumerate() {
         if 0 < index {
@@ -86,7 +101,7 @@ pub(super) fn scene(topology: &Topology, width: f64) -> Option<Scene> {
         };
     }
     scene.height = y + EDGE;
-    Some(scene)
+    scene
 }
 
 /// What joins two sockets; returns where the next one begins.
@@ -169,7 +184,7 @@ fn stroke(scene: &mut Scene, link: &LinkText, (left, right): (f64, f64), y: f64)
     const DASH: f64 = 6.0;
     let width = link.rate.map_or(1.5, thickness);
     let ink = if link.short.is_some() { Ink::Danger } else { Ink::Blue };
-    if link.short.is_none() && link.rate.is_some() {
+    if !link.dashed && link.rate.is_some() {
         scene.line((left, y), (right, y), width, ink);
         return;
     }
@@ -302,7 +317,8 @@ mod tests {
     #[test]
     fn a_deep_machine_and_hostile_names_are_drawn_all_the_same() {
         assert!(register_fonts());
-        assert!(Columns::of(3, WIDE).is_some() && Columns::of(5, WIDE).is_some() && Columns::of(12, WIDE).is_none());
+        assert!([3, 5].iter().all(|levels| Columns::of(*levels, WIDE, true).is_some()));
+        assert!(Columns::of(4, WIDE, false).is_some() && Columns::of(12, WIDE, true).is_none());
         let mut machine = recorded("threadripper-4gpu");
         machine.machine.product = Ok("<b>\u{202e}".to_owned() + &"long name ".repeat(40));
         machine.cpu.sockets.as_mut().unwrap()[0].cores.clear();

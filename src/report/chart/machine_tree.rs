@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::report::sketch::{SketchKind, SketchLink, SketchPart};
 use crate::report::text::printable_text;
 use crate::topology::{Gpu, Hop, Lanes, LinkEnd, PciAddress, Reading, Topology};
 use crate::units::BytesPerSecond;
@@ -39,18 +40,26 @@ pub(super) struct LinkText {
     pub(super) name: String,
     /// One direction; none where the link is unknown.
     pub(super) rate: Option<BytesPerSecond>,
-    /// What its device could do, where the link is narrower or slower.
+    /// What its device could do, where the link is narrower or slower; or that it limits the ring.
     pub(super) short: Option<String>,
+    /// Drawn dashed: short of its device, or not checked.
+    pub(super) dashed: bool,
 }
 
 impl LinkText {
     fn of(lanes: Reading<Lanes>, device: &LinkEnd) -> Self {
         let Ok(lanes) = lanes else {
-            return Self { name: "link unknown".into(), rate: None, short: None };
+            return Self { name: "link unknown".into(), rate: None, short: None, dashed: true };
         };
         let most = device.max().ok();
         let short = most.filter(|most| lanes.width < most.width || lanes.generation < most.generation);
-        Self { name: lanes.to_string(), rate: Some(lanes.rate()), short: short.map(|most| format!("of {most}")) }
+        let (rate, dashed) = (Some(lanes.rate()), short.is_some());
+        Self { name: lanes.to_string(), rate, short: short.map(|most| format!("of {most}")), dashed }
+    }
+
+    fn sketched(link: &SketchLink) -> Self {
+        let short = link.limits.then(|| "the limit".to_owned());
+        Self { name: printable_text(&link.name), rate: link.rate, short, dashed: !link.checked }
     }
 
     /// `! Gen4 x8 of Gen4 x16, 15.8 GB/s`
@@ -67,6 +76,24 @@ impl Part {
     fn new(kind: Kind, lines: Vec<String>) -> Self {
         let lines = lines.iter().map(|line| printable_text(line)).collect();
         Self { kind, lines, link: None, below: Vec::new(), socket: None, across: None, address: None }
+    }
+
+    /// A described part, with all below it.
+    pub(super) fn sketched(part: &SketchPart, socket: u32) -> Self {
+        let kind = match part.kind {
+            SketchKind::Host => Kind::Host,
+            SketchKind::Port => Kind::Port,
+            SketchKind::Switch => Kind::Switch,
+            SketchKind::Chipset => Kind::Chipset,
+            SketchKind::Slot => Kind::Gpu,
+        };
+        Self {
+            link: part.link.as_ref().map(LinkText::sketched),
+            below: part.below.iter().map(|below| Self::sketched(below, socket)).collect(),
+            socket: Some(socket),
+            across: part.across.as_deref().map(printable_text),
+            ..Self::new(kind, part.lines.clone())
+        }
     }
 
     /// Boxes on the longest way down.

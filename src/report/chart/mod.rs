@@ -15,6 +15,7 @@ mod tuning;
 mod variants;
 
 use crate::record::{Analysis, Arm, Device, LinksHead, SumLine, TuneResult};
+use crate::report::sketch::Sketch;
 use crate::topology::Topology;
 
 pub use paint::PaintError;
@@ -98,6 +99,24 @@ pub(super) fn charts(runs: &[&Analysis]) -> Result<Vec<Chart>, PaintError> {
         Some(painted(name, caption, &wide, &narrow))
     });
     drawn.collect()
+}
+
+/// The picture of a described machine; none for a sketch that is none.
+///
+/// # Errors
+/// [`PaintError`] if a backend refuses a mark.
+pub(super) fn sketch(sketch: &Sketch) -> Result<Option<Chart>, PaintError> {
+    const CAPTION: &str = "The machine as it was described: processors at the left, slots at the right, each link with the rate of \
+                           one direction, as thick as it is fast. Dashed: written down from memory and not checked. Marked !: \
+                           what limits the ring.";
+    if !sketch.is_sound() {
+        return Ok(None);
+    }
+    if !scene::register_fonts() {
+        return Err(PaintError::Font);
+    }
+    let (wide, narrow) = (machine::sketched(sketch, WIDE), machine::sketched(sketch, NARROW));
+    painted("machine", CAPTION, &wide, &narrow).map(Some)
 }
 
 /// The picture of a machine; none without NVIDIA GPUs.
