@@ -65,7 +65,7 @@ impl Framework {
     /// Contention: the lowest believed, the most likely, the highest.
     ///
     /// rigscale: 0.19 is the mean that arXiv 2507.03114 measured, 0.4 its maximum; two H100s under rigscale lost 0.08
-    /// staged (README, "How fast it is"). Apex: fitted to the rows that `scripts/bench-predict` scores.
+    /// staged (README, "Speed"). Apex: fitted to the rows that `scripts/bench-predict` scores.
     #[must_use]
     pub fn contention(self) -> [f64; 3] {
         match self {
