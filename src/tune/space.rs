@@ -350,6 +350,22 @@ fn spread(choices: &[String], count: usize) -> Vec<String> {
     (0..count).map(|at| choices[(2 * at + 1) * choices.len() / (2 * count)].clone()).collect()
 }
 
+/// How many settings so many choices of each knob span, the default among them.
+fn settings(counts: &[usize]) -> usize {
+    counts.iter().map(|count| count + 1).product()
+}
+
+/// Numbers of choices, 1 to `most` of each knob, that span the fewest settings from `size` on; of equals those with the most
+/// choices of the first knobs. None where there are not so many.
+fn smallest(most: &[usize], size: usize) -> Option<Vec<usize>> {
+    let mut all = vec![Vec::new()];
+    for &most in most {
+        all = all.iter().flat_map(|base: &Vec<usize>| (1..=most).map(|count| [&base[..], &[count]].concat())).collect();
+    }
+    let enough = all.into_iter().filter(|counts| size <= settings(counts));
+    enough.min_by(|one, other| settings(one).cmp(&settings(other)).then_with(|| other.cmp(one)))
+}
+
 /// Elements of each bucket: they lie one behind another, so that equal sizes are equal buckets.
 fn layout(host: &Host, setting: &Setting) -> Option<Vec<usize>> {
     let applied = apply(setting, &host.config, &NcclSettings::default()).ok()?;
@@ -418,27 +434,28 @@ impl Space {
         }
     }
 
-    /// A part of the space with at least `size` settings, where it has so many: of the knobs that matter most a few
-    /// choices each, evenly spread, until it is large enough.
+    /// A part of the space with at least `size` settings, where it has so many: of the fewest knobs, those that matter most,
+    /// a few choices each, evenly spread. Of all such grids the smallest.
     #[must_use]
     pub fn thinned(&self, size: usize) -> Self {
         let by_weight = |knob: &&TuneKnob| WEIGHTS.iter().position(|name| *name == knob.name).unwrap_or(WEIGHTS.len());
         let mut heavy: Vec<&TuneKnob> = self.knobs.iter().collect();
         heavy.sort_by_key(by_weight);
-        let mut few: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        let count = |few: &BTreeMap<&str, Vec<String>>| few.values().map(|it| it.len() + 1).product::<usize>();
-        for knob in &heavy {
-            let (have, most) = (count(&few), if knob.ordered { 3 } else { 2 });
-            if have < size {
-                let enough = (1..=most).find(|choices| size <= have * (choices + 1));
-                few.insert(&knob.name, spread(&knob.choices, enough.unwrap_or(most)));
+        let most = |knob: &&TuneKnob| knob.choices.len().min(if knob.ordered { 4 } else { 2 });
+        let few: Vec<usize> = heavy.iter().map(most).collect();
+        let counts = (1..=few.len()).find_map(|knobs| smallest(&few[..knobs], size));
+        // where a few choices of every knob are not enough, whole knobs are taken, heavy ones first
+        let counts = counts.unwrap_or_else(|| {
+            let mut counts = few;
+            for (at, knob) in heavy.iter().enumerate() {
+                if settings(&counts) < size {
+                    counts[at] = knob.choices.len();
+                }
             }
-        }
-        for knob in &heavy {
-            if count(&few) < size {
-                few.insert(&knob.name, knob.choices.clone());
-            }
-        }
+            counts
+        });
+        let few: BTreeMap<&str, Vec<String>> =
+            heavy.iter().zip(counts).map(|(knob, count)| (knob.name.as_str(), spread(&knob.choices, count))).collect();
         let kept = |knob: &TuneKnob| Some(TuneKnob { choices: few.get(knob.name.as_str())?.clone(), ..knob.clone() });
         Self { knobs: self.knobs.iter().filter_map(kept).collect(), left_out: self.left_out.clone() }
     }

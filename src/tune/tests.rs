@@ -356,6 +356,10 @@ fn equal_buckets_are_one_setting_and_a_thinned_grid_is_large_enough() {
     assert!(space.left_out.iter().any(|it| it.why.starts_with("the same buckets as")), "{:?}", space.left_out);
     let thin = space.thinned(60);
     assert!((60..200).contains(&thin.size()), "{}", thin.size());
+    for (world, share_gpu) in [(2, true), (4, true), (4, false)] {
+        let host = Host { world, share_gpu, ..self::host(NcclVersion(2, 30, 7), world, share_gpu) };
+        assert_eq!(Space::of(&host).thinned(60).size(), 60, "{world} ranks, no more than asked for");
+    }
     let grid = thin.grid();
     assert!(grid[0].is_default() && grid.len() == thin.size());
     assert_eq!(grid.iter().collect::<std::collections::BTreeSet<_>>().len(), grid.len());
