@@ -18,9 +18,13 @@ use crate::units::Seconds;
 use super::setup::Setup;
 use super::{CliError, Output};
 
-/// The loss of a step may differ by this share from that of the default's first launch: sums in another order round
-/// differently, and that grows from step to step.
+/// The mean loss of so many steps may differ by this share from that of the default's first launch. Sums in another order
+/// round differently, and that grows from step to step: after some 150 steps four ranks' losses of one step were seen to
+/// differ by 2.6 %, one way and the other.
 const LOSS_TOLERANCE: f64 = 0.02;
+
+/// Steps over which that mean is taken.
+const LOSS_WINDOW: usize = 50;
 
 /// The gradient norm of the first step, before anything could grow, may differ by this share.
 const NORM_TOLERANCE: f64 = 0.02;
@@ -332,9 +336,12 @@ fn disagreement(reference: &[(f64, f64)], found: &[(f64, f64)]) -> Option<String
     if let Some((step, (wanted, got))) = norm {
         return Some(format!("the gradient norm of step {step} is {}, with everything left alone {}", got.1, wanted.1));
     }
-    let loss = both().find(|(_, (wanted, got))| !near(got.0, wanted.0, LOSS_TOLERANCE));
-    loss.map(|(step, (wanted, got))| {
-        format!("the loss of step {step} is {:.4}, with everything left alone {:.4}", got.0, wanted.0)
+    let losses = |all: &[(f64, f64)]| mean(&all.iter().map(|(loss, _)| *loss).collect::<Vec<_>>());
+    let windows = reference.chunks(LOSS_WINDOW).zip(found.chunks(LOSS_WINDOW)).enumerate();
+    windows.filter(|(_, (wanted, got))| wanted.len() == got.len()).find_map(|(window, (wanted, got))| {
+        let (wanted, got, first) = (losses(wanted), losses(got), window * LOSS_WINDOW);
+        (!near(got, wanted, LOSS_TOLERANCE))
+            .then(|| format!("the mean loss from step {first} on is {got:.4}, with everything left alone {wanted:.4}"))
     })
 }
 
@@ -374,9 +381,13 @@ mod tests {
         assert_eq!(disagreement(&reference, &rounded), None);
         let halved: Vec<(f64, f64)> = reference.iter().map(|(loss, norm)| (*loss, norm * 0.5)).collect();
         assert!(disagreement(&reference, &halved).unwrap().contains("gradient norm of step 0"));
+        let reference: Vec<(f64, f64)> = (0..120).map(|step| (7.0 - 0.01 * f64::from(step), 2.5)).collect();
+        let grown = |step: usize| 1.0 + 0.0002 * step as f64 * if step.is_multiple_of(2) { 1.0 } else { -1.0 };
+        let chaotic: Vec<_> = reference.iter().enumerate().map(|(at, one)| (one.0 * grown(at), one.1)).collect();
+        assert_eq!(disagreement(&reference, &chaotic), None, "single losses drift apart after many steps");
         let mut late = reference.clone();
-        late[15].0 = 7.5;
-        assert!(disagreement(&reference, &late).unwrap().contains("loss of step 15"));
+        late[60..].iter_mut().for_each(|one| one.0 *= 1.05);
+        assert!(disagreement(&reference, &late).unwrap().contains("mean loss from step 50 on"));
         let mut nothing = reference.clone();
         nothing[3].0 = f64::NAN;
         assert!(disagreement(&reference, &nothing).is_some(), "what is no number agrees with nothing");
