@@ -175,10 +175,13 @@ fn head() -> TuneHead {
 }
 
 fn answered(found: &Found) -> Answer {
+    answered_by(found, &head())
+}
+
+fn answered_by(found: &Found, head: &TuneHead) -> Answer {
     let applied = apply(&found.best, &config(Device::Cuda), &NcclSettings::default()).unwrap();
     let wanted = need(&Alone { phases: phases(), ranks: 4 }, &applied.config, found.steps().unwrap()[1], 0.9);
-    let binding =
-        Binding { head: &head(), applied: &applied, target: 0.9, bucket_bytes: Bytes::mebi(25.0), need: wanted };
+    let binding = Binding { head, applied: &applied, target: 0.9, bucket_bytes: Bytes::mebi(25.0), need: wanted };
     answer(found, &binding).unwrap()
 }
 
@@ -274,6 +277,13 @@ fn a_target_beyond_the_link_is_answered_with_what_it_needs() {
     assert!(both.given < both.needed.unwrap(), "{both:?}");
     let said = answer.result.sentences.join(" ");
     assert!(said.contains("No setting reached 0.9: it needs ") && said.contains("the link gives "), "{said}");
+    // between CPU ranks there is no link
+    let mut cores = head();
+    cores.identity.device = Device::Cpu;
+    let result = answered_by(&found, &cores).result;
+    let said = result.sentences.join(" ");
+    assert!(result.need.is_none() && said.contains("No setting reached 0.9: ranks on CPU cores"), "{said}");
+    assert!(!said.contains("/s of bus bandwidth"), "{said}");
     // the model that explains the step also gives it back
     let config = config(Device::Cuda);
     let back = need(&Alone { phases: phases(), ranks: 4 }, &config, Seconds(0.16), 0.5).unwrap();
