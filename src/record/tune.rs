@@ -197,9 +197,11 @@ pub struct TuneTrial {
     pub index: usize,
     /// What was set.
     pub setting: Setting,
-    /// `ddp`, or `solo` where the shares ran alone, one after another.
+    /// `ddp` if not given, or `solo` where the shares ran alone, one after another.
+    #[serde(default = "ddp", skip_serializing_if = "is_ddp")]
     pub arm: Arm,
-    /// The stage of the search: `start`, the name of a knob, `confirm`, `sweep`.
+    /// The stage of the search: `start`, the name of a knob, `confirm`; `sweep` if not given.
+    #[serde(default = "sweep", skip_serializing_if = "is_sweep")]
     pub stage: String,
     /// Round within the stage, from 1: launches of one round are compared.
     pub round: u32,
@@ -214,6 +216,23 @@ pub struct TuneTrial {
     /// What went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finding: Option<Finding>,
+}
+
+fn ddp() -> Arm {
+    Arm::Ddp
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_ddp(arm: &Arm) -> bool {
+    *arm == Arm::Ddp
+}
+
+fn sweep() -> String {
+    "sweep".into()
+}
+
+fn is_sweep(stage: &str) -> bool {
+    stage == "sweep"
 }
 
 /// A log of trials, read whole.
@@ -500,6 +519,17 @@ mod tests {
         TuneWriter::go_on(&path).unwrap().trial(&trial(2)).unwrap();
         assert_eq!(read_tune_file(&path).unwrap().trials, [trial(0), failed(1), trial(2)]);
         assert!(TuneWriter::create(&path, &head()).is_err(), "a log is never begun over another");
+    }
+
+    #[test]
+    fn a_line_of_a_sweep_says_only_what_differs_and_one_that_says_all_is_read() {
+        let swept = TuneTrial { stage: "sweep".into(), why: String::new(), ..trial(0) };
+        let line = serde_json::to_string(&swept).unwrap();
+        assert!(!line.contains("arm") && !line.contains("stage"), "{line}");
+        assert_eq!(serde_json::from_str::<TuneTrial>(&line).unwrap(), swept);
+        let whole = line.replace("\"round\"", "\"arm\":\"ddp\",\"stage\":\"sweep\",\"round\"");
+        assert_eq!(serde_json::from_str::<TuneTrial>(&whole).unwrap(), swept);
+        assert!(serde_json::to_string(&trial(0)).unwrap().contains("\"stage\":\"bucket\""));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Binding<'a> {
     pub target: f64,
     /// Size at which a bucket is closed by default.
     pub bucket_bytes: Bytes,
-    /// Bandwidth that the target needs and that there is.
+    /// Bandwidth that the target needs and that there is; not told of CPU ranks, between which no link lies.
     pub need: Option<TuneNeed>,
 }
 
@@ -65,7 +65,7 @@ pub fn answer(found: &Found, binding: &Binding<'_>) -> Option<Answer> {
         best: standing(&found.best, best_step, 1),
         gain: found.confirmed.as_ref().filter(|it| it.accepted).map(|it| it.gain),
         target: binding.target,
-        need: binding.need.filter(|_| short),
+        need: binding.need.filter(|_| short && head.identity.device == Device::Cuda),
         space: Space { knobs: head.knobs.clone(), left_out: Vec::new() }.size(),
         tried: found.ledger.tried(),
         launches: found.launches,
@@ -114,7 +114,7 @@ fn percent(share: f64) -> String {
 }
 
 fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
-    let (ranks, target) = (result.identity.world, result.target);
+    let ranks = result.identity.world;
     let mut said = Vec::new();
     match (&found.confirmed, &result.gain) {
         (Some(_), Some(gain)) => said.push(format!(
@@ -151,23 +151,36 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
             None => format!("Efficiency at {ranks} ranks: {}.", text(default)),
         });
     }
-    if let Some(need) = result.need {
-        let what = if result.identity.device == Device::Cpu { "memory" } else { "link" };
-        said.push(match need.needed {
-            Some(needed) => format!(
-                "No setting reached {target}: it needs {needed} of bus bandwidth, the {what} gives {} (if the exchange \
-                 alone is to blame).",
-                need.given
-            ),
-            None => format!("No setting reached {target}, and no bandwidth would: the ranks lose time elsewhere."),
-        });
-    }
+    said.extend(short_of(result));
     if !result.findings.is_empty() {
         let words: Vec<&str> = result.findings.iter().map(|finding| finding.code.as_str()).collect();
         said.push(format!("{} of the settings failed: {}.", words.len(), words.join(", ")));
     }
     said.push(format!("The result holds for {}.", bound(result)));
     said
+}
+
+/// What is said where no setting reached the target.
+fn short_of(result: &TuneResult) -> Option<String> {
+    let target = result.target;
+    if result.identity.device == Device::Cpu {
+        let short = result.best.efficiency.is_some_and(|efficiency| efficiency.high < target);
+        return short.then(|| {
+            format!(
+                "No setting reached {target}: ranks on CPU cores share memory and cores, and no link lies between them whose \
+                 bandwidth could be missing."
+            )
+        });
+    }
+    let need = result.need?;
+    Some(match need.needed {
+        Some(needed) => format!(
+            "No setting reached {target}: it needs {needed} of bus bandwidth, the link gives {} (if the exchange alone is \
+             to blame).",
+            need.given
+        ),
+        None => format!("No setting reached {target}, and no bandwidth would: the ranks lose time elsewhere."),
+    })
 }
 
 /// What a result is bound to, in a line.

@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::predict::Calibration;
-use crate::record::{Arm, Finding, Setting, TuneFile, TuneHead, TuneTrial};
+use crate::record::{Arm, Finding, Setting, TuneFile, TuneHead};
 use crate::stats::median;
 use crate::units::Seconds;
 
-use super::outlook::{Outlook, Twist};
 use super::search::{Ask, Outcome, Site};
 use super::space::Space;
 
@@ -102,52 +100,63 @@ impl Landscape {
 #[derive(Debug, Clone)]
 pub struct Pool<'a> {
     landscape: &'a Landscape,
-    search: BTreeMap<&'a Setting, Vec<f64>>,
-    confirm: BTreeMap<&'a Setting, Vec<f64>>,
-    judge: BTreeMap<&'a Setting, Vec<f64>>,
+    /// Places of each setting's launches: first the search's, then those of the confirmation, then the judge's.
+    dealt: BTreeMap<&'a Setting, Vec<usize>>,
+    search: usize,
+    confirm: usize,
     drawn: BTreeMap<&'a Setting, usize>,
 }
 
 impl<'a> Pool<'a> {
-    /// Deals the launches of each setting by lot: so many for search and confirmation, the rest for the judge.
+    /// Deals the launches of each setting by lot: so many for search and confirmation, the rest for the judge. Of the same
+    /// lot, each turn hands all launches on by one place: over as many turns as there are launches, each is the judge's
+    /// equally often.
     #[must_use]
-    pub fn deal(landscape: &'a Landscape, seed: u64, search: usize, confirm: usize) -> Self {
-        let mut pool = Self {
-            landscape,
-            search: BTreeMap::new(),
-            confirm: BTreeMap::new(),
-            judge: BTreeMap::new(),
-            drawn: BTreeMap::new(),
+    pub fn deal(landscape: &'a Landscape, lot: u64, turn: usize, search: usize, confirm: usize) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(lot);
+        let deal = |(setting, steps): (&'a Setting, &Vec<f64>)| {
+            let mut places: Vec<usize> = (0..steps.len()).collect();
+            places.shuffle(&mut random);
+            places.rotate_left(turn % steps.len().max(1));
+            (setting, places)
         };
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        for (setting, steps) in &landscape.cells {
-            let mut steps = steps.clone();
-            steps.shuffle(&mut random);
-            let (first, rest) = steps.split_at(search.min(steps.len()));
-            let (second, third) = rest.split_at(confirm.min(rest.len()));
-            pool.search.insert(setting, first.to_vec());
-            pool.confirm.insert(setting, second.to_vec());
-            pool.judge.insert(setting, third.to_vec());
-        }
-        pool
+        let dealt = landscape.cells.iter().map(deal).collect();
+        Self { landscape, dealt, search, confirm, drawn: BTreeMap::new() }
+    }
+
+    /// Places of the launches of a setting from one to before another in the order in which they were dealt.
+    fn places(&self, setting: &Setting, from: usize, to: usize) -> &[usize] {
+        let places = self.dealt.get(setting).map_or(&[][..], Vec::as_slice);
+        &places[from.min(places.len())..to.min(places.len())]
+    }
+
+    fn logs(&self, setting: &Setting, from: usize, to: usize) -> Vec<f64> {
+        let steps = self.landscape.cells.get(setting).map_or(&[][..], Vec::as_slice);
+        self.places(setting, from, to).iter().map(|place| steps[*place]).collect()
     }
 
     /// Logarithms of launches that neither search nor confirmation sees.
     #[must_use]
-    pub fn unseen(&self, setting: &Setting) -> &[f64] {
-        self.judge.get(setting).map_or(&[], Vec::as_slice)
+    pub fn unseen(&self, setting: &Setting) -> Vec<f64> {
+        self.logs(setting, self.search + self.confirm, usize::MAX)
+    }
+
+    /// Places of the same in the landscape's cell.
+    #[must_use]
+    pub fn unseen_places(&self, setting: &Setting) -> &[usize] {
+        self.places(setting, self.search + self.confirm, usize::MAX)
     }
 
     /// Logarithms of all launches that the judge does not see.
     #[must_use]
     pub fn known(&self, setting: &Setting) -> Vec<f64> {
-        [&self.search, &self.confirm].into_iter().filter_map(|dealt| dealt.get(setting)).flatten().copied().collect()
+        self.logs(setting, 0, self.search + self.confirm)
     }
 
     /// Logarithms of launches that a search sees.
     #[must_use]
-    pub fn seen(&self, setting: &Setting) -> &[f64] {
-        self.search.get(setting).map_or(&[], Vec::as_slice)
+    pub fn seen(&self, setting: &Setting) -> Vec<f64> {
+        self.logs(setting, 0, self.search)
     }
 }
 
@@ -160,90 +169,20 @@ impl Site for Pool<'_> {
         if let Some(finding) = self.landscape.faults.get(ask.setting) {
             return Ok(Outcome::Fault { finding: finding.clone(), wall });
         }
-        let confirming = ask.stage == "confirm";
-        let from = if confirming { &self.confirm } else { &self.search };
-        let Some((setting, steps)) = from.get_key_value(ask.setting).filter(|_| ask.arm == Arm::Ddp) else {
+        if ask.arm != Arm::Ddp {
+            return Ok(Outcome::NoMore);
+        }
+        let step = |log: f64| Outcome::Step { step: Seconds(log.exp()), wall };
+        if ask.stage == "confirm" {
+            let steps = self.logs(ask.setting, self.search, self.search + self.confirm);
+            return Ok(steps.get(ask.round as usize - 1).map_or(Outcome::NoMore, |log| step(*log)));
+        }
+        let steps = self.seen(ask.setting);
+        let Some((setting, _)) = self.dealt.get_key_value(ask.setting).filter(|_| !steps.is_empty()) else {
             return Ok(Outcome::NoMore);
         };
-        if confirming {
-            let step = steps.get(ask.round as usize - 1);
-            return Ok(step.map_or(Outcome::NoMore, |step| Outcome::Step { step: Seconds(step.exp()), wall }));
-        }
         let drawn = self.drawn.entry(*setting).or_default();
         *drawn += 1;
-        match steps.len() {
-            0 => Ok(Outcome::NoMore),
-            count => Ok(Outcome::Step { step: Seconds(steps[(*drawn - 1) % count].exp()), wall }),
-        }
-    }
-}
-
-/// A time to a whole number of `unit` seconds: what a log need not hold.
-#[must_use]
-pub fn rounded(time: Seconds, unit: f64) -> Seconds {
-    Seconds(((time.0 / unit).round() * unit).max(unit))
-}
-
-/// A machine that is known only by its model, bent by lot within what the model is known to be wrong by, and with launches
-/// that scatter as recorded ones do.
-#[derive(Debug, Clone)]
-pub struct Simulated {
-    outlook: Outlook,
-    twist: Twist,
-    spread: f64,
-    random: ChaCha8Rng,
-}
-
-impl Simulated {
-    /// A machine drawn by `seed` around a model, whose launches scatter normally with `spread`, in logarithms. The spread of bus
-    /// bandwidths is that of the prediction's calibration against published figures (`predict::Calibration`); what thread blocks fill a link, 1 to 8, and the contention, 0.2 to 0.8, are what is
-    /// believed possible.
-    #[must_use]
-    pub fn drawn(outlook: Outlook, spread: f64, seed: u64) -> Self {
-        let calibration = Calibration::default();
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut even = |low: f64, high: f64| low + (high - low) * f64::from(random.next_u32()) / f64::from(u32::MAX);
-        // the sum of twelve even numbers is nearly normal, with deviation 1
-        let normal = |even: &mut dyn FnMut(f64, f64) -> f64| (0..12).map(|_| even(-0.5, 0.5)).sum::<f64>();
-        let twist = Twist {
-            peer: (calibration.spread_peer * normal(&mut even)).exp(),
-            staged: (calibration.spread_staged * normal(&mut even)).exp(),
-            latency: (0.3 * normal(&mut even)).exp(),
-            contention: even(0.2, 0.8),
-            fill: Some(even(0.0, 3.0).exp2()),
-        };
-        Self { outlook, twist, spread, random }
-    }
-
-    /// One launch of a setting; none where it is beyond the model.
-    pub fn step(&mut self, setting: &Setting) -> Option<Seconds> {
-        let step = self.outlook.twisted(setting, &self.twist)?;
-        let mut even = || f64::from(self.random.next_u32()) / f64::from(u32::MAX) - 0.5;
-        let normal: f64 = (0..12).map(|_| even()).sum();
-        Some(step * (self.spread * normal).exp())
-    }
-
-    /// A sweep over `space`: every setting once in each round.
-    #[must_use]
-    pub fn sweep(&mut self, head: TuneHead, space: &Space, launches: u32) -> TuneFile {
-        let head = TuneHead { knobs: space.knobs.clone(), left_out: space.left_out.clone(), sweep: true, ..head };
-        let mut file = TuneFile { head, trials: Vec::new() };
-        for round in 1..=launches {
-            for setting in space.grid() {
-                let Some(step) = self.step(&setting) else { continue };
-                file.trials.push(TuneTrial {
-                    index: file.trials.len(),
-                    setting,
-                    arm: Arm::Ddp,
-                    stage: "sweep".into(),
-                    round,
-                    why: String::new(),
-                    step_s: Some(rounded(step, 1e-7)),
-                    wall_s: rounded(step * 20.0, 1e-3),
-                    finding: None,
-                });
-            }
-        }
-        file
+        Ok(step(steps[(*drawn - 1) % steps.len()]))
     }
 }

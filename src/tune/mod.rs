@@ -11,15 +11,17 @@ mod ledger;
 mod need;
 mod outlook;
 mod search;
+mod simulated;
 mod space;
 #[cfg(test)]
 mod tests;
 
 pub use answer::{Answer, Binding, answer, topology_hash};
 pub use conf::{Line as ConfLine, parse_conf, write_conf};
-pub use landscape::{Landscape, Pool, Simulated, rounded};
+pub use landscape::{Landscape, Pool};
 pub use ledger::Ledger;
 pub use need::{Alone, need};
 pub use outlook::Outlook;
 pub use search::{Ask, Confirmed, Ended, Found, Limits, Outcome, Site, search};
+pub use simulated::{Case, Simulated, canonical, rounded};
 pub use space::{Applied, Host, KNOBS, Knob, Scope, Space, UnknownSetting, apply};

@@ -1,11 +1,11 @@
 //! What the prediction says of a setting before anything is launched.
 
 use crate::predict::{
-    Alone, Board, Calibration, Exchange, Framework, NcclVersion, Overlap, P2p, Protocol, Ring, Training, Transport,
-    ring, ring_latency,
+    Alone, Board, BucketWork, Calibration, Exchange, Framework, NcclVersion, Overlap, P2p, Protocol, Ring, Training,
+    Transport, Work, forecast, ring, ring_latency,
 };
 use crate::record::{NcclSettings, Setting, TrainConfig};
-use crate::units::{BytesPerSecond, Seconds};
+use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::space::{Applied, apply};
 
@@ -53,6 +53,14 @@ impl Outlook {
         self.twisted(setting, &Twist::default())
     }
 
+    /// Whether the training fits the memory of the GPUs, as far as the model knows.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let exchange = Exchange { nccl: self.nccl, ..Exchange::default() };
+        let forecast = forecast(&self.board, &training(&self.config, self.alone), &exchange, &Calibration::default());
+        forecast.is_ok_and(|forecast| forecast.hazards.iter().all(|hazard| hazard.code != "does-not-fit"))
+    }
+
     /// Bus bandwidth that the machine should reach by itself.
     #[must_use]
     pub fn bus(&self) -> Option<BytesPerSecond> {
@@ -64,15 +72,22 @@ impl Outlook {
     pub(super) fn twisted(&self, setting: &Setting, twist: &Twist) -> Option<Seconds> {
         let applied = apply(setting, &self.config, &NcclSettings::default()).ok()?;
         let exchange = exchange(&applied, self.nccl);
-        let ring = ring(&self.board, &exchange, &Calibration::default()).ok()?;
-        let blocks = applied.nccl.max_ctas.map_or(f64::from(ring.graph.channels * 2), f64::from);
-        let ring = bent(&ring, &applied, twist, blocks);
+        let training = training(&applied.config, self.alone);
+        let forecast = forecast(&self.board, &training, &exchange, &Calibration::default()).ok()?;
+        let blocks = applied.nccl.max_ctas.map_or(f64::from(forecast.ring.graph.channels * 2), f64::from);
+        let sm = self.board.seats.iter().map(|seat| seat.card.sm).min().unwrap_or(0);
+        let ring = bent(&forecast.ring, twist, blocks);
+        let way = |bytes| Way::of(&applied, &forecast.ring, bytes, sm).time(&ring, bytes, twist.latency);
+        // a bucket as the bytes that take as long on a ring without latency
+        let buckets = forecast.work.buckets.iter().map(|bucket| BucketWork {
+            bytes: Bytes((way(bucket.bytes).0 * ring.bus.0 / ring.factor()) as u64),
+            ready: bucket.ready,
+        });
+        let work = Work { buckets: buckets.collect(), ..forecast.work.clone() };
         // a block that only crowds compute costs a twentieth of what communication costs it anyway
         let crowd = twist.fill.map_or(1.0, |fill| 1.0 + 0.05 * (blocks - fill).max(0.0));
         let overlap = Overlap { contention: (twist.contention * crowd).min(1.0), ..Overlap::default() };
-        let training = training(&applied.config, self.alone);
-        let forecast = crate::predict::forecast(&self.board, &training, &exchange, &Calibration::default()).ok()?;
-        Some(forecast.work.step(&ring, &overlap).step)
+        Some(work.step(&Ring { latency: Seconds(0.0), ..ring }, &overlap).step)
     }
 }
 
@@ -87,28 +102,65 @@ fn exchange(applied: &Applied, nccl: NcclVersion) -> Exchange {
     Exchange { nccl, p2p, min_channels: applied.nccl.min_ctas, ..Exchange::default() }
 }
 
-/// The ring with a protocol, so many thread blocks, and what the machine makes of both.
-fn bent(ring: &Ring, applied: &Applied, twist: &Twist, blocks: f64) -> Ring {
-    let told = |name: &str| applied.nccl.environment.get(name).map(String::as_str);
-    let staged = ring.has(Transport::Staged);
-    let mut bus = ring.bus.0 * if staged { twist.staged } else { twist.peer };
-    let mut latency = ring.latency.0;
-    match told("NCCL_PROTO") {
-        // half of what LL sends are flags (tuning.cc: busBw = min(llMaxBw, busBw / 2))
-        Some("LL") => bus *= 0.5,
-        Some("Simple") => {
-            let of = |protocol| ring_latency(protocol, ring.ranks, 1).0;
-            latency += of(Protocol::Simple) - of(Protocol::LL);
-        }
-        _ => {}
+/// The ring with so many thread blocks, on a machine that differs from the model. NCCL's fallback to simple order is
+/// narrow by its channels already, which the prediction knows.
+fn bent(ring: &Ring, twist: &Twist, blocks: f64) -> Ring {
+    let factor = if ring.has(Transport::Staged) { twist.staged } else { twist.peer };
+    let fill = twist.fill.filter(|_| !ring.graph.fallback);
+    ring.at(ring.bus * factor * fill.map_or(1.0, |fill| (blocks / fill).min(1.0).sqrt()))
+}
+
+/// Share of a bus that a tree takes for its all-reduce, before its steps are counted (`tuning.cc`: `busBw * .92`).
+const TREE_SHARE: f64 = 0.92;
+
+/// What LL leaves a ring and a tree (`tuning.cc`: `busBw * .5`, `busBw / 3.8`): half of what it sends are flags.
+const LL_SHARES: [f64; 2] = [0.5, 1.0 / 3.8];
+
+/// Latency of a tree beside that of a ring with LL, for each of its `2 (n − 1)` hops and once, LL and Simple, in seconds
+/// (`tuning.cc`: `hwLat` and `baseLat`; on one host a tree is a chain up and down).
+const TREE_HOPS_S: [(f64, f64); 2] = [(0.0, 0.2e-6), (3.0e-6, 1.8e-6)];
+
+/// How one bucket travels.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    tree: bool,
+    protocol: Protocol,
+}
+
+impl Way {
+    /// As NCCL chooses for a bucket by its own estimate of the ring, unless the setting says it. Between the GPUs of one
+    /// host NCCL takes a tree only where it is told to.
+    fn of(applied: &Applied, ring: &Ring, bytes: Bytes, sm: u32) -> Self {
+        let told = |name: &str| applied.nccl.environment.get(name).map(String::as_str);
+        let tree = told("NCCL_ALGO") == Some("Tree");
+        let believed = |protocol| match tree {
+            false => ring.graph.believes(protocol, bytes, ring.ranks, sm),
+            true => {
+                let latency = ring_latency(Protocol::LL, ring.ranks, 1);
+                Self { tree, protocol }.time(&Ring { latency, ..ring.at(ring.graph.bus()) }, bytes, 1.0)
+            }
+        };
+        let protocol = match told("NCCL_PROTO") {
+            Some("LL") => Protocol::LL,
+            Some("Simple") => Protocol::Simple,
+            _ if believed(Protocol::LL) < believed(Protocol::Simple) => Protocol::LL,
+            _ => Protocol::Simple,
+        };
+        Self { tree, protocol }
     }
-    if told("NCCL_ALGO") == Some("Tree") {
-        bus *= 0.5;
+
+    /// How long an all-reduce takes on a ring whose bus bandwidth is that of Simple and whose latency that of LL.
+    fn time(self, ring: &Ring, bytes: Bytes, latency: f64) -> Seconds {
+        let (ranks, at) = (ring.ranks as f64, self.protocol as usize);
+        let rings = |protocol| ring_latency(protocol, ring.ranks, 1).0;
+        let (share, more) = match self.tree {
+            false => (1.0, rings(self.protocol) - rings(Protocol::LL)),
+            true => (TREE_SHARE * (ranks - 1.0) / ranks, 2.0 * (ranks - 1.0) * TREE_HOPS_S[at].0 + TREE_HOPS_S[at].1),
+        };
+        let share = if self.protocol == Protocol::LL { share * LL_SHARES[usize::from(self.tree)] } else { share };
+        let waits = (ring.latency.0 + more) * latency;
+        Seconds(waits + bytes.0 as f64 * ring.factor() / (ring.bus.0 * share))
     }
-    if let Some(fill) = twist.fill {
-        bus *= (blocks / fill).min(1.0).sqrt();
-    }
-    Ring { bus: BytesPerSecond(bus), latency: Seconds(latency * twist.latency), ..ring.clone() }
 }
 
 /// A training in the words of the prediction.
@@ -125,5 +177,36 @@ pub(super) fn training(config: &TrainConfig, alone: Alone) -> Training {
         alone,
         reduced: None,
         recompute: config.recompute,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simulated::canonical;
+    use super::*;
+    use crate::predict::platform;
+
+    #[test]
+    fn each_bucket_goes_the_way_that_nccl_believes_fastest_unless_told() {
+        let board = platform("asrock-romed8-2t").unwrap().with_gpus(4).unwrap();
+        let ring = ring(&board, &Exchange::default(), &Calibration::default()).unwrap();
+        let config = canonical("llama-125m", 1, 1024, 1).unwrap();
+        let way = |words: &[(&str, &str)], bytes: u64| {
+            let setting = words.iter().fold(Setting::default(), |all, (knob, choice)| all.with(knob, choice));
+            let applied = apply(&setting, &config, &NcclSettings::default()).unwrap();
+            Way::of(&applied, &ring, Bytes(bytes), 89)
+        };
+        let (small, large) = (64 << 10, 25 << 20);
+        let time = |way: Way, bytes: u64| way.time(&ring, Bytes(bytes), 1.0);
+        for bytes in [small, large] {
+            let [free, low, simple] = [&[][..], &[("protocol", "NCCL_PROTO=LL")], &[("protocol", "NCCL_PROTO=Simple")]]
+                .map(|words| time(way(words, bytes), bytes));
+            assert_eq!(free, if low < simple { low } else { simple }, "{bytes}");
+            assert_eq!(bytes == small, low < simple, "{bytes}: LL is for small buckets");
+        }
+        // what a ring takes for large messages is what its bus bandwidth says
+        assert!((time(way(&[], large), large) / ring.time(Bytes(large)) - 1.0).abs() < 0.05);
+        let tree = way(&[("algorithm", "NCCL_ALGO=Tree")], large);
+        assert!(tree.tree && time(way(&[], large), large) < time(tree, large));
     }
 }

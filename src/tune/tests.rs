@@ -7,37 +7,16 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::model::preset;
 use crate::predict::{Alone as Known, NcclVersion, Solo, platform};
 use crate::record::{
-    Arm, DataSource, Device, Finding, NcclSettings, Origin, Precision, Setting, Severity, TrainConfig, TuneHead,
-    TuneIdentity, TuneKnob,
+    Arm, Device, Finding, NcclSettings, Origin, Precision, Setting, Severity, TrainConfig, TuneHead, TuneIdentity,
+    TuneKnob,
 };
 use crate::units::{Bytes, Seconds};
 
 fn config(device: Device) -> TrainConfig {
-    TrainConfig {
-        model: "llama-15m".into(),
-        shape: preset("llama-15m").unwrap().shape,
-        batch: 1,
-        context: 128,
-        accumulate: 1,
-        recompute: false,
-        deterministic: false,
-        steps: 20,
-        precision: if device == Device::Cpu { Precision::F32 } else { Precision::Bf16 },
-        data: DataSource::Synthetic,
-        seed: 1,
-        learning_rate: 1e-3,
-        weight_decay: 0.1,
-        clip_norm: Some(1.0),
-        bucket_bytes: Bytes::mebi(25.0),
-        first_bucket_bytes: Bytes::mebi(1.0),
-        reduce_dtype: None,
-        zero: 0,
-        bucket_events_every: 0,
-        checksum_every: 0,
-    }
+    let precision = if device == Device::Cpu { Precision::F32 } else { Precision::Bf16 };
+    TrainConfig { steps: 20, precision, ..canonical("llama-15m", 1, 128, 1).unwrap() }
 }
 
 fn host(nccl: NcclVersion, world: usize, share_gpu: bool) -> Host {
@@ -175,10 +154,13 @@ fn head() -> TuneHead {
 }
 
 fn answered(found: &Found) -> Answer {
+    answered_by(found, &head())
+}
+
+fn answered_by(found: &Found, head: &TuneHead) -> Answer {
     let applied = apply(&found.best, &config(Device::Cuda), &NcclSettings::default()).unwrap();
     let wanted = need(&Alone { phases: phases(), ranks: 4 }, &applied.config, found.steps().unwrap()[1], 0.9);
-    let binding =
-        Binding { head: &head(), applied: &applied, target: 0.9, bucket_bytes: Bytes::mebi(25.0), need: wanted };
+    let binding = Binding { head, applied: &applied, target: 0.9, bucket_bytes: Bytes::mebi(25.0), need: wanted };
     answer(found, &binding).unwrap()
 }
 
@@ -274,6 +256,13 @@ fn a_target_beyond_the_link_is_answered_with_what_it_needs() {
     assert!(both.given < both.needed.unwrap(), "{both:?}");
     let said = answer.result.sentences.join(" ");
     assert!(said.contains("No setting reached 0.9: it needs ") && said.contains("the link gives "), "{said}");
+    // between CPU ranks there is no link
+    let mut cores = head();
+    cores.identity.device = Device::Cpu;
+    let result = answered_by(&found, &cores).result;
+    let said = result.sentences.join(" ");
+    assert!(result.need.is_none() && said.contains("No setting reached 0.9: ranks on CPU cores"), "{said}");
+    assert!(!said.contains("/s of bus bandwidth"), "{said}");
     // the model that explains the step also gives it back
     let config = config(Device::Cuda);
     let back = need(&Alone { phases: phases(), ranks: 4 }, &config, Seconds(0.16), 0.5).unwrap();
@@ -370,7 +359,7 @@ fn simulated(seed: u64) -> Landscape {
     let config = TrainConfig { batch: 8, context: 1024, ..config(Device::Cuda) };
     let outlook = Outlook::new(board, config, Known::Catalogue, NcclVersion::MODELLED);
     let space = Space::of(&host(NcclVersion::MODELLED, 4, false)).thinned(60);
-    let file = Simulated::drawn(outlook, 0.004, seed).sweep(head(), &space, 9);
+    let file = Simulated::drawn(outlook, seed).sweep(head(), &space, 0.004, 9);
     assert_eq!(file.trials.len(), space.size() * 9);
     Landscape::of(&file)
 }
@@ -378,7 +367,7 @@ fn simulated(seed: u64) -> Landscape {
 #[test]
 fn a_landscape_is_dealt_so_that_the_judge_sees_what_the_search_did_not() {
     let landscape = simulated(1);
-    let mut pool = Pool::deal(&landscape, 4, 3, 3);
+    let mut pool = Pool::deal(&landscape, 4, 0, 3, 3);
     let default = Setting::default();
     assert_eq!((pool.seen(&default).len(), pool.unseen(&default).len()), (3, 3));
     assert!((landscape.spread().unwrap() / 0.004 - 0.8).abs() < 0.3, "of the quieter half");
@@ -401,10 +390,42 @@ fn a_landscape_is_dealt_so_that_the_judge_sees_what_the_search_did_not() {
 }
 
 #[test]
+fn over_all_turns_each_launch_is_the_judges_equally_often() {
+    let landscape = simulated(2);
+    let launches = landscape.cells[&Setting::default()].len();
+    let mut often = vec![0; launches];
+    for turn in 0..launches {
+        let pool = Pool::deal(&landscape, 7, turn, 4, 3);
+        let mut apart = pool.known(&Setting::default());
+        apart.extend(pool.unseen(&Setting::default()));
+        assert_eq!((pool.unseen_places(&Setting::default()).len(), apart.len()), (launches - 7, launches));
+        pool.unseen_places(&Setting::default()).iter().for_each(|place| often[*place] += 1);
+    }
+    assert!(often.iter().all(|times| *times == launches - 7), "{often:?}");
+}
+
+#[test]
+fn a_simulated_machine_is_known_again_by_the_head_of_its_sweep() {
+    let case = Case::new("asrock-romed8-2t", 4, canonical("llama-350m", 4, 2048, 9).unwrap()).unwrap();
+    let space = case.space(60, false);
+    let head = case.head(&space, jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(Case::of(&head), Some(case.clone()));
+    let mut machine = Simulated::drawn(case.outlook(), 9);
+    let file = machine.sweep(head, &space, 0.0, 1);
+    for trial in &file.trials {
+        let truth = machine.truth(&trial.setting).unwrap();
+        assert!((trial.step_s.unwrap() - truth).0.abs() <= 0.51e-6, "{}", trial.setting);
+    }
+    assert_eq!(Case::of(&self::head()), None, "a machine that was measured has no model that is true");
+    let other = Simulated::drawn(case.outlook(), 10).truth(&Setting::default());
+    assert_ne!(other, machine.truth(&Setting::default()), "each seed is another machine");
+}
+
+#[test]
 fn the_drift_of_a_machine_is_taken_out_of_a_landscape() {
     let board = platform("asrock-romed8-2t").unwrap().with_gpus(2).unwrap();
     let outlook = Outlook::new(board, config(Device::Cuda), Known::Catalogue, NcclVersion::MODELLED);
-    let mut file = Simulated::drawn(outlook, 0.0, 1).sweep(head(), &space(), 5);
+    let mut file = Simulated::drawn(outlook, 1).sweep(head(), &space(), 0.0, 5);
     let still = Landscape::of(&file);
     for trial in &mut file.trials {
         let slower = 1.0 + 0.1 * f64::from(trial.round % 3);
@@ -422,6 +443,12 @@ fn the_outlook_orders_what_the_model_knows() {
     let step = |knob: &str, choice: &str| outlook.step(&Setting::default().with(knob, choice)).unwrap();
     assert!(step("transport", "NCCL_P2P_LEVEL=SYS") < step("transport", ""), "peers beat host memory on this board");
     assert!(step("protocol", "NCCL_PROTO=LL") > step("protocol", ""));
+    assert!(step("algorithm", "NCCL_ALGO=Tree") > step("algorithm", ""), "a tree moves more and waits as often");
+    let protocol = |protocol: &str| {
+        let sizes = Setting::default().with("bucket", "bucket-mib=50").with("first-bucket", "first-bucket-mib=25");
+        outlook.step(&sizes.with("protocol", protocol)).unwrap()
+    };
+    assert_eq!(protocol("NCCL_PROTO=Simple"), protocol(""), "NCCL takes it for large buckets anyway");
     assert!(0.0 < outlook.bus().unwrap().0);
 }
 
