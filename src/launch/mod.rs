@@ -29,7 +29,7 @@ mod worker;
 pub use error::LaunchError;
 pub use invitation::TOKEN_VARIABLE;
 pub use launcher::{Launched, Launcher, Progress};
-pub use measure::{LinkSite, Measured, Measurer, Wish, judge_links, link_main, sum_arms, under_load};
+pub use measure::{LinkSite, Measured, Measurer, Wish, judge_links, least_under_load, link_main, sum_arms, under_load};
 pub use meeting::MeetError;
 pub use place::{JobLauncher, JobPlace, MeetingPlace, PlaceError};
 pub use plan::{Wanted, extended, plan};

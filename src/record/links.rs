@@ -14,7 +14,7 @@ use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::file::json;
 use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
-use super::{BrokenLine, CounterLine, LoadLine, Origin, RecordError};
+use super::{BrokenLine, CounterLine, LoadLine, Origin, RecordError, UplinkLine};
 
 /// No file of links is larger: 16 GPUs have a few thousand lines.
 const LINKS_BYTES_MAX: u64 = 64 << 20;
@@ -33,6 +33,8 @@ pub enum LinkLine {
     Sum(SumLine),
     /// A link while copies ran over it.
     Load(LoadLine),
+    /// A link between ports above GPUs while copies ran over it.
+    Uplink(UplinkLine),
     /// A counter of errors before and after.
     Counter(CounterLine),
     /// A stage that did not come to its end.
@@ -416,8 +418,11 @@ fn named(path: &Path, number: usize, kind: &str, rest: &str) -> Result<LinkLine,
         "latency" => json(path, rest, number).map(LinkLine::Latency),
         "sum" => json(path, rest, number).map(LinkLine::Sum),
         "load" => json(path, rest, number).map(LinkLine::Load),
+        "uplink" => json(path, rest, number).map(LinkLine::Uplink),
         "counter" => json(path, rest, number).map(LinkLine::Counter),
         "broken" => json(path, rest, number).map(LinkLine::Broken),
-        _ => Err(wrong(path, number, "field `line` should be head, copy, latency, sum, load, counter or broken")),
+        _ => {
+            Err(wrong(path, number, "field `line` should be head, copy, latency, sum, load, uplink, counter or broken"))
+        }
     }
 }
