@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rigscale::probe::import::{IMPORT_BYTES_MAX, Kind, import, import_all, import_as};
 use rigscale::probe::{Captured, judge, probe, view_differences};
 use rigscale::topology::{
@@ -418,31 +420,56 @@ fn hwlocs_view_is_held_against_ours() {
 /// As `scripts/fuzz`, with fixed seeds and for seconds: every kind of text, thousands of times cut, doubled and garbled.
 #[test]
 fn garbled_texts_of_every_kind_end_in_a_topology_or_an_error() {
-    use rand::{RngExt, SeedableRng};
     for (number, (_, text)) in (0_u64..).zip(texts()) {
         let kind = Kind::of(&text);
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(number);
+        let mut random = ChaCha8Rng::seed_from_u64(number);
         for _ in 0..30 {
-            let mut bytes = text.clone().into_bytes();
-            for _ in 0..random.random_range(1..12) {
-                let (from, len) = (random.random_range(0..bytes.len()), random.random_range(1..64));
-                let to = (from + len).min(bytes.len());
-                match random.random_range(0..4) {
-                    0 => bytes[from] = random.random(),
-                    1 => drop(bytes.drain(from..to)),
-                    2 => bytes.splice(from..from, bytes[from..to].to_vec()).for_each(drop),
-                    _ => bytes.truncate(from.max(1)),
-                }
-                if bytes.is_empty() {
-                    break;
-                }
-            }
-            let garbled = String::from_utf8_lossy(&bytes);
+            let garbled = garbled(&text, &mut random);
             holds(None, &garbled);
             holds(kind, &garbled);
             let _ = import_all(&garbled, "x");
         }
     }
+}
+
+/// As the target `merged` of `scripts/fuzz`: what one text tells and what another does that is garbled, made one machine.
+#[test]
+fn garbled_texts_merge_with_others_or_not_at_all() {
+    let texts = texts();
+    let mut merged = 0;
+    for (number, (_, text)) in (0_u64..).zip(&texts) {
+        let mut random = ChaCha8Rng::seed_from_u64(number);
+        for (_, other) in &texts {
+            let first = import(text, "x").unwrap();
+            let Ok(second) = import(&garbled(other, &mut random), "x") else { continue };
+            for (one, other) in [(&first, &second), (&second, &first)] {
+                let Some(both) = one.merged(other) else { continue };
+                topology_holds(&both);
+                assert_eq!(both.merged(other).as_ref(), Some(&both), "what was added once adds nothing again");
+                merged += 1;
+            }
+        }
+    }
+    assert!(100 < merged, "{merged} pairs were merged");
+}
+
+/// A text with a few places cut, doubled, overwritten, or ended.
+fn garbled(text: &str, random: &mut ChaCha8Rng) -> String {
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..random.random_range(1..12) {
+        let (from, len) = (random.random_range(0..bytes.len()), random.random_range(1..64));
+        let to = (from + len).min(bytes.len());
+        match random.random_range(0..4) {
+            0 => bytes[from] = random.random(),
+            1 => drop(bytes.drain(from..to)),
+            2 => bytes.splice(from..from, bytes[from..to].to_vec()).for_each(drop),
+            _ => bytes.truncate(from.max(1)),
+        }
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Whatever an import ends with, it is a topology that survives its own files, or an error.
@@ -451,11 +478,16 @@ fn holds(kind: Option<Kind>, text: &str) {
         Some(kind) => import_as(kind, text, "x"),
         None => import(text, "x"),
     };
-    let Ok(topology) = read else { return };
-    let _ = (judge(&topology), topology.identity(), topology.cores());
-    let yaml = to_yaml(&topology).unwrap();
-    assert_eq!(from_yaml(&yaml, "t.yaml").unwrap(), topology, "{yaml}");
-    let written = to_nccl_xml(&topology);
+    if let Ok(topology) = read {
+        topology_holds(&topology);
+    }
+}
+
+fn topology_holds(topology: &Topology) {
+    let _ = (judge(topology), topology.identity(), topology.cores());
+    let yaml = to_yaml(topology).unwrap();
+    assert_eq!(&from_yaml(&yaml, "t.yaml").unwrap(), topology, "{yaml}");
+    let written = to_nccl_xml(topology);
     if let Ok(read) = from_nccl_xml(&written, "x") {
         assert_eq!(from_nccl_xml(&to_nccl_xml(&read), "x").unwrap(), read, "{written}");
     }

@@ -13,8 +13,8 @@ use rigscale::predict::{Calibration, Exchange, from_topology, ring};
 use rigscale::probe::{
     Acceptance, Captured, EXPECTATIONS, RULES, accepted, differences, judge, parse_acceptance, probe,
 };
-use rigscale::record::Severity;
-use rigscale::topology::from_yaml;
+use rigscale::record::{Finding, Severity};
+use rigscale::topology::{Topology, from_yaml};
 
 /// The codes that each recorded machine shows.
 fn shown() -> BTreeMap<String, BTreeSet<String>> {
@@ -27,6 +27,22 @@ fn shown() -> BTreeMap<String, BTreeSet<String>> {
     };
     let name = |folder: &Path| folder.file_name().unwrap().to_string_lossy().into_owned();
     folders.map(|folder| (name(&folder), codes(&folder))).collect()
+}
+
+/// A recorded machine, as its topology.yaml tells it.
+fn recorded(name: &str) -> Topology {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("topology.yaml");
+    from_yaml(&fs::read_to_string(path).unwrap(), name).unwrap()
+}
+
+/// A recorded machine, the recorded machine whose platform it is held against, and the codes that it must show.
+type PlatformRow<'a> = (&'a str, &'a str, &'a [&'a str]);
+
+/// Checks the codes of `findings` and gives them.
+fn shows((name, platform, expected): PlatformRow<'_>, findings: Vec<Finding>) -> BTreeSet<String> {
+    let codes: BTreeSet<String> = findings.into_iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, expected.iter().map(|code| (*code).to_owned()).collect(), "{name} against {platform}");
+    codes
 }
 
 fn check_page(name: &str, text: &str) {
@@ -82,11 +98,7 @@ fn the_page_of_rules_is_that_of_the_table() {
 /// A platform is a machine that is in order; each row is a machine that differs, with the codes that it must show.
 #[test]
 fn a_machine_is_held_against_its_platform() {
-    let topology = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("topology.yaml");
-        from_yaml(&fs::read_to_string(path).unwrap(), name).unwrap()
-    };
-    let rows: &[(&str, &str, &[&str])] = &[
+    let rows: &[PlatformRow<'_>] = &[
         ("idle-gen1", "idle-gen1", &[]),
         ("odd-links", "idle-gen1", &[]),
         ("threadripper-4gpu", "threadripper-4gpu", &[]),
@@ -115,12 +127,10 @@ fn a_machine_is_held_against_its_platform() {
         ("older-capture", "threadripper-4gpu", &["platform-unknown", "platform-window"]),
     ];
     let mut seen = BTreeSet::new();
-    for (name, platform, expected) in rows {
-        let findings = differences(&topology(name), &topology(platform));
-        let codes: BTreeSet<String> = findings.iter().map(|finding| finding.code.clone()).collect();
-        assert_eq!(codes, expected.iter().map(|code| (*code).to_owned()).collect(), "{name} against {platform}");
+    for row in rows {
+        let findings = differences(&recorded(row.0), &recorded(row.1));
         assert!(findings.is_sorted_by_key(|finding| finding.severity));
-        seen.extend(codes);
+        seen.extend(shows(*row, findings));
     }
     assert_eq!(seen, EXPECTATIONS.iter().map(|row| row.code.to_owned()).collect());
 }
@@ -128,11 +138,7 @@ fn a_machine_is_held_against_its_platform() {
 /// What a good unit writes of itself it passes, and a unit that differs does not, by the same codes.
 #[test]
 fn a_machine_is_held_against_what_a_person_wrote() {
-    let topology = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(name).join("topology.yaml");
-        from_yaml(&fs::read_to_string(path).unwrap(), name).unwrap()
-    };
-    let rows: &[(&str, &str, &[&str])] = &[
+    let rows: &[PlatformRow<'_>] = &[
         ("idle-gen1", "idle-gen1", &[]),
         ("threadripper-4gpu", "threadripper-4gpu", &[]),
         ("server-8gpu", "server-8gpu", &[]),
@@ -142,12 +148,10 @@ fn a_machine_is_held_against_what_a_person_wrote() {
         ("lost-gpu", "threadripper-4gpu", &["platform-unknown"]),
         ("idle-gen1", "threadripper-4gpu", &["platform-gpu-count", "platform-gpu-model", "platform-transport"]),
     ];
-    for (name, platform, expected) in rows {
-        let wanted = Acceptance::of(&topology(platform));
-        assert_eq!(parse_acceptance(&wanted.to_text(), platform).unwrap(), wanted, "{}", wanted.to_text());
-        let codes: BTreeSet<String> =
-            accepted(&topology(name), &wanted).into_iter().map(|finding| finding.code).collect();
-        assert_eq!(codes, expected.iter().map(|code| (*code).to_owned()).collect(), "{name} against {platform}");
+    for row in rows {
+        let wanted = Acceptance::of(&recorded(row.1));
+        assert_eq!(parse_acceptance(&wanted.to_text(), row.1).unwrap(), wanted, "{}", wanted.to_text());
+        shows(*row, accepted(&recorded(row.0), &wanted));
     }
     let wrong = [
         ("schema: 9\ntitle: x\ngpus: []\n", "schema 9"),
@@ -198,9 +202,7 @@ fn one_rule_can_be_shown() {
 fn the_rule_on_simple_order_agrees_with_the_model_of_the_search() {
     let (mut with, mut without) = (0, 0);
     for (name, codes) in shown() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(&name).join("topology.yaml");
-        let topology = from_yaml(&fs::read_to_string(path).unwrap(), &name).unwrap();
-        let Ok(board) = from_topology(&topology, &name) else { continue };
+        let Ok(board) = from_topology(&recorded(&name), &name) else { continue };
         let Ok(ring) = ring(&board, &Exchange::default(), &Calibration::default()) else { continue };
         if ring.ranks < 2 {
             continue;

@@ -616,3 +616,52 @@ fn an_mpi_that_counts_other_ranks_than_the_launcher_of_two_hosts_is_refused() {
     assert!(said.contains("MPI counts 1 rank, Open MPI started 2: use the mpirun of the MPI"), "{said}");
     assert!(fs::read_to_string(out.join("launch.json")).unwrap().contains("MPI counts 1 rank"));
 }
+
+/// A worker whose rank waits for MPI to bring it together with another, which never comes: what it did after `end`.
+#[cfg(feature = "mpi")]
+fn while_mpi_joins(end: impl Fn(u32, u32)) -> (Option<i32>, String) {
+    let hosts = hosts::Hosts::new();
+    let (out, code, pid) = (hosts.path("run"), hosts.path("code"), hosts.path("pid"));
+    // a shell that is signalled stops waiting, though what it waits for lives on
+    let script = "[ $OMPI_COMM_WORLD_RANK = 0 ] || exec sleep 100; trap : TERM; export OMPI_COMM_WORLD_LOCAL_SIZE=1; \
+                  \"$@\" 2> \"$SAID\" & echo $! > \"$PID.new\"; mv \"$PID.new\" \"$PID\"; wait $!; code=$?; \
+                  while kill -0 $! 2> /dev/null; do wait $!; code=$?; done; \
+                  echo $code > \"$CODE.new\"; mv \"$CODE.new\" \"$CODE\"";
+    let mut job = hosts.on_first("mpirun");
+    job.args(["--allow-run-as-root", "--oversubscribe", "-np", "2", "sh", "-c", script, "sh"]);
+    job.arg(env!("CARGO_BIN_EXE_rigscale")).args(workload(30));
+    job.args(["--meet", hosts::ADDRESSES[0], "-o"]).arg(&out);
+    job.env("CODE", &code).env("PID", &pid).env("SAID", hosts.path("said")).env("NO_COLOR", "1");
+    let mut job = job.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let worker = wait_for("the worker", || number(&pid));
+    let rank = wait_for("its rank", || {
+        let children = fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).ok()?;
+        let rank = children.split_whitespace().next()?.parse::<u32>().ok()?;
+        // it has joined MPI as far as it can: the library is loaded and has threads
+        (fs::read_dir(format!("/proc/{rank}/task")).ok()?.count() > 2).then_some(rank)
+    });
+    end(worker, rank);
+    let code = wait_for("the worker's end", || number(&code));
+    nobody_left(&[rank]);
+    job.kill().unwrap();
+    job.wait().unwrap();
+    (i32::try_from(code).ok(), fs::read_to_string(hosts.path("said")).unwrap())
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn a_worker_that_is_ended_while_mpi_joins_hosts_was_interrupted() {
+    let (code, said) = while_mpi_joins(|worker, _| signal(worker, "TERM"));
+    assert_eq!(code, Some(130), "{said}");
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+#[ignore = "needs Open MPI and network namespaces"]
+fn a_rank_that_dies_while_mpi_joins_hosts_is_named() {
+    let (code, said) = while_mpi_joins(|_, rank| signal(rank, "KILL"));
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("rank-died: rank 0: its process ended while ranks met"), "{said}");
+}

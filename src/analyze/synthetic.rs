@@ -172,7 +172,8 @@ impl Machine {
         if trial.arm == Arm::Solo {
             return vec![alone(self.solo_s[trial.shares[0]])];
         }
-        let world = self.worlds.iter().find(|world| world.ranks == trial.shares.len()).copied().unwrap();
+        let of_trial = |world: &&World| world.ranks == trial.shares.len();
+        let world = *self.worlds.iter().find(of_trial).expect("a trial has as many shares as one of the worlds");
         let count = world.ranks as f64;
         let solo_rate: f64 = trial.shares.iter().map(|share| 1.0 / self.solo_s[*share]).sum();
         // rank 0 is the slow one: rates 1/slow + (N − 1)/fast = silicon · S, and N/slow = straggler · silicon · S

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::record::{
     CopyLine, CounterLine, Engine, Finding, LatencyLine, LinkLine, LinksHead, LoadLine, Pattern, SumArm, SumLine,
+    UplinkLine,
 };
 use crate::topology::PciAddress;
 use crate::units::{Bytes, scattered};
@@ -34,13 +35,14 @@ impl fmt::Display for Shown<'_> {
             out.write_str(&wrapped_at(&format!("{}  ", gpu.address), &format!("{}, {lanes}", gpu.name)))?;
         }
         let (mut all_copies, mut all_latencies, mut all_sums) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut all_loads, mut all_counters) = (Vec::new(), Vec::new());
+        let (mut all_loads, mut all_uplinks, mut all_counters) = (Vec::new(), Vec::new(), Vec::new());
         for line in self.lines {
             match line {
                 LinkLine::Copy(copy) => all_copies.push(copy),
                 LinkLine::Latency(latency) => all_latencies.push(latency),
                 LinkLine::Sum(sum) => all_sums.push(sum),
                 LinkLine::Load(load) => all_loads.push(load),
+                LinkLine::Uplink(link) => all_uplinks.push(link),
                 LinkLine::Counter(counter) => all_counters.push(counter),
                 // what broke is a finding
                 LinkLine::Head(_) | LinkLine::Broken(_) => {}
@@ -50,6 +52,7 @@ impl fmt::Display for Shown<'_> {
         latencies(out, &all_latencies)?;
         sums(out, &all_sums)?;
         loads(out, &all_loads)?;
+        uplinks(out, &all_uplinks)?;
         counters(out, &all_counters)?;
         writeln!(out)?;
         list_findings(out, self.findings, self.colour)
@@ -172,6 +175,22 @@ fn loads(out: &mut fmt::Formatter<'_>, lines: &[&LoadLine]) -> fmt::Result {
         let replays = load.replays.map_or_else(|| "unknown".into(), |replays| replays.to_string());
         let words = format!("at rest {at_rest}, while it copied {copying}, packets sent again: {replays}");
         out.write_str(&wrapped_at(&format!("link of {}: ", short(load.gpu)), &words))?;
+    }
+    Ok(())
+}
+
+/// Links between ports above GPUs, likewise.
+fn uplinks(out: &mut fmt::Formatter<'_>, lines: &[&UplinkLine]) -> fmt::Result {
+    for link in lines {
+        let at_rest = link.at_rest.map_or_else(|| "unknown".into(), |lanes| lanes.to_string());
+        let copying = match (link.least, link.most) {
+            (Some(least), Some(most)) if least == most => format!("{least} ({} looks)", link.samples),
+            (Some(least), Some(most)) => format!("between {least} and {most} ({} looks)", link.samples),
+            _ => "unknown".into(),
+        };
+        let gpus = if link.gpus.len() == 1 { "1 GPU".to_owned() } else { format!("{} GPUs", link.gpus.len()) };
+        let words = format!("at rest {at_rest}, while {gpus} below it copied {copying}");
+        out.write_str(&wrapped_at(&format!("link {} to {}: ", short(link.upper), short(link.lower)), &words))?;
     }
     Ok(())
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use miette::Diagnostic;
 use thiserror::Error;
 
-use crate::launch::under_load;
+use crate::launch::{least_under_load, under_load};
 use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe, unjudged};
-use crate::record::{Finding, Findings, LinkLine, LoadLine, RecordError, SCHEMA, Unjudged, write_json, write_whole};
-use crate::topology::{Topology, TopologyError, to_yaml};
+use crate::record::{Finding, Findings, LinkLine, RecordError, SCHEMA, Unjudged, write_json, write_whole};
+use crate::topology::{Lanes, PciAddress, Topology, TopologyError, to_yaml};
 
 /// What a look at a machine gives.
 pub(super) struct Look {
@@ -66,14 +66,13 @@ impl Look {
         Ok(Self::of(topology, transcript))
     }
 
-    /// Takes what links showed while their GPUs copied: topology and findings follow from it, and the transcript tells it as
+    /// Takes what links showed while GPUs copied: topology and findings follow from it, and the transcript tells it as
     /// answers under load, so that it gives the same topology when it is probed again.
     pub(super) fn under_load(&mut self, lines: &[LinkLine]) {
-        let loads =
-            lines.iter().filter_map(|line| if let LinkLine::Load(load) = line { Some(load.clone()) } else { None });
-        let loads: Vec<LoadLine> = loads.filter(|load| self.topology.gpu(load.gpu).is_some()).collect();
-        let transcript = self.transcript.take().map(|transcript| with_loads(&transcript, &loads));
-        *self = Self::of(under_load(self.topology.clone(), &loads), transcript);
+        let known = |at: PciAddress| self.topology.gpu(at).is_some() || self.topology.bridge(at).is_some();
+        let least: Vec<_> = least_under_load(lines).into_iter().filter(|(at, _)| known(*at)).collect();
+        let transcript = self.transcript.take().map(|transcript| with_loads(&transcript, &least));
+        *self = Self::of(under_load(self.topology.clone(), &least), transcript);
     }
 
     /// Writes `topology.yaml`, `findings.json` and `machine.jsonl` into a folder.
@@ -95,18 +94,17 @@ impl Look {
 }
 
 /// A transcript with what links showed under load before its last line, which counts the answers.
-fn with_loads(transcript: &str, loads: &[LoadLine]) -> String {
+fn with_loads(transcript: &str, all: &[(PciAddress, Lanes)]) -> String {
     let mut lines: Vec<String> = transcript.lines().map(str::to_owned).collect();
     lines.pop();
-    for load in loads {
-        let Some(least) = load.least else { continue };
+    for (at, least) in all {
         let (generation, width) = (least.generation.rate(), u64::from(least.width));
         let answers = [
             ("current_link_speed", format!("{generation:.1} GT/s PCIe\n")),
             ("current_link_width", format!("{width}\n")),
         ];
         for (file, answer) in answers {
-            let ask = format!("/sys/bus/pci/devices/{}/{file}", load.gpu);
+            let ask = format!("/sys/bus/pci/devices/{at}/{file}");
             lines.push(serde_json::json!({"ask": {"file": ask}, "phase": "under_load", "answer": answer}).to_string());
         }
     }
@@ -118,7 +116,8 @@ fn with_loads(transcript: &str, loads: &[LoadLine]) -> String {
 mod tests {
     use super::*;
     use crate::probe::Captured;
-    use crate::topology::{Lanes, Phase};
+    use crate::record::{LoadLine, UplinkLine};
+    use crate::topology::Phase;
 
     /// A machine that is in order at rest, with a link that fell to Gen2 under load.
     #[test]
@@ -151,5 +150,37 @@ mod tests {
         let full = u64::from(gpus[0].link.max().unwrap().generation);
         look.under_load(&[LinkLine::Load(LoadLine { gpu: "0000:99:00.0".parse().unwrap(), ..load(&gpus[0], full) })]);
         assert_eq!(slow(&look.findings), 1, "a GPU that the probe does not know changes nothing");
+    }
+
+    /// The uplink of a switch that falls while the links of the GPUs below it stay.
+    #[test]
+    fn a_switch_whose_uplink_falls_under_load_is_a_fault_of_the_ports() {
+        let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines/switch-4gpu/machine.jsonl");
+        let text = std::fs::read_to_string(place).unwrap();
+        let topology = probe(&Captured::parse(&text, "machine.jsonl").unwrap()).unwrap();
+        let gpus: Vec<_> = topology.nvidia_gpus().map(|gpu| gpu.address).collect();
+        let lanes =
+            |generation: u64| Lanes { generation: generation.try_into().unwrap(), width: 16.try_into().unwrap() };
+        let uplink = |generation| UplinkLine {
+            upper: "0000:00:01.1".parse().unwrap(),
+            lower: "0000:01:00.0".parse().unwrap(),
+            gpus: gpus.clone(),
+            at_rest: Some(lanes(5)),
+            least: Some(lanes(generation)),
+            most: Some(lanes(5)),
+            last: Some(lanes(5)),
+            samples: 75,
+        };
+        let slow = |generation| {
+            let mut look = Look::of(topology.clone(), Some(text.clone()));
+            look.under_load(&[LinkLine::Uplink(uplink(generation))]);
+            let again = probe(&Captured::parse(look.transcript.as_ref().unwrap(), "machine.jsonl").unwrap()).unwrap();
+            assert_eq!(again, look.topology, "the transcript tells the same");
+            look.findings.into_iter().filter(|one| one.code == "pcie-slow-under-load").collect::<Vec<_>>()
+        };
+        assert_eq!(slow(5), []);
+        let [fault] = &slow(3)[..] else { panic!("one link") };
+        assert_eq!(fault.addresses.len(), 6, "two ports and the GPUs below them: {:?}", fault.addresses);
+        assert!(fault.seen.contains("between 0000:00:01.1 and 0000:01:00.0 ran at Gen3"), "{}", fault.seen);
     }
 }

@@ -12,8 +12,8 @@ use crate::units::Seconds;
 
 use super::attend::Event;
 use super::crew::{Attention, LOOK};
+use super::invitation::Invitation;
 use super::launcher::PROGRAM;
-use super::meeting::Invitation;
 use super::message::{Cause, Invite, Message};
 use super::ranks::{Heard, RankProcess};
 use super::worker::Job;

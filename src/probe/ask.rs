@@ -79,8 +79,7 @@ fn generation(path: &str, text: &str) -> Reading<Generation> {
     if text.starts_with("Unknown") {
         return Err(Missing::new(Why::Unsupported, format!("{path} says `{text}`")));
     }
-    let rate = text.split_once(" GT/s").and_then(|(rate, _)| rate.parse().ok());
-    rate.and_then(Generation::from_rate).ok_or_else(|| garbled(path, text))
+    Generation::from_sysfs(text).ok_or_else(|| garbled(path, text))
 }
 
 /// A number of lanes; 0 and 255 stand for no link (`PCIE_LNK_WIDTH_UNKNOWN` of the kernel), 63 for a device that

@@ -43,6 +43,33 @@ pub struct LoadLine {
     pub replays: Option<u64>,
 }
 
+/// A link between ports above GPUs while GPUs below it copied to and from the host, as the kernel showed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UplinkLine {
+    /// The port at the side of the root complex.
+    pub upper: PciAddress,
+    /// The port at the other side: of a switch, as a rule.
+    pub lower: PciAddress,
+    /// The GPUs below it that were measured.
+    pub gpus: Vec<PciAddress>,
+    /// Generation and width before anything ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_rest: Option<Lanes>,
+    /// The least that was seen while a GPU below it copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least: Option<Lanes>,
+    /// The most of the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most: Option<Lanes>,
+    /// The last of the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Lanes>,
+    /// Looks at the link while a GPU below it copied.
+    #[serde(default)]
+    pub samples: u32,
+}
+
 /// A counter of errors before the measurement and after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -9,12 +9,12 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::topology::{Lanes, PciAddress};
+use crate::topology::{Lanes, PciAddress, as_text};
 use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::file::json;
 use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
-use super::{BrokenLine, CounterLine, LoadLine, Origin, RecordError};
+use super::{BrokenLine, CounterLine, LoadLine, Origin, RecordError, UplinkLine};
 
 /// No file of links is larger: 16 GPUs have a few thousand lines.
 const LINKS_BYTES_MAX: u64 = 64 << 20;
@@ -33,6 +33,8 @@ pub enum LinkLine {
     Sum(SumLine),
     /// A link while copies ran over it.
     Load(LoadLine),
+    /// A link between ports above GPUs while copies ran over it.
+    Uplink(UplinkLine),
     /// A counter of errors before and after.
     Counter(CounterLine),
     /// A stage that did not come to its end.
@@ -73,9 +75,7 @@ pub struct LinkGpu {
 }
 
 /// One end of a transfer: written `host` or as a PCI address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     /// Pinned memory of the host, on the GPU's own NUMA node.
     Host,
@@ -102,18 +102,7 @@ impl FromStr for Place {
     }
 }
 
-impl TryFrom<String> for Place {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Place> for String {
-    fn from(place: Place) -> Self {
-        place.to_string()
-    }
-}
+as_text!(Place, "^(host|[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\\.[0-7])$");
 
 /// Which transfers ran at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -416,8 +405,11 @@ fn named(path: &Path, number: usize, kind: &str, rest: &str) -> Result<LinkLine,
         "latency" => json(path, rest, number).map(LinkLine::Latency),
         "sum" => json(path, rest, number).map(LinkLine::Sum),
         "load" => json(path, rest, number).map(LinkLine::Load),
+        "uplink" => json(path, rest, number).map(LinkLine::Uplink),
         "counter" => json(path, rest, number).map(LinkLine::Counter),
         "broken" => json(path, rest, number).map(LinkLine::Broken),
-        _ => Err(wrong(path, number, "field `line` should be head, copy, latency, sum, load, counter or broken")),
+        _ => {
+            Err(wrong(path, number, "field `line` should be head, copy, latency, sum, load, uplink, counter or broken"))
+        }
     }
 }

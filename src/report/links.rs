@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::record::{CopyLine, Engine, LinkLine, LoadLine, Pattern, SumArm, SumLine};
+use crate::record::{CopyLine, Engine, LinkLine, LoadLine, Pattern, SumArm, SumLine, UplinkLine};
+use crate::topology::Lanes;
 use crate::units::{Bytes, scattered};
 
 use super::page::count;
@@ -45,7 +46,7 @@ struct SumRow {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct LoadRow {
-    gpu: String,
+    of: String,
     at_rest: String,
     under_load: String,
     replays: String,
@@ -63,8 +64,12 @@ impl LinkTables {
             0 => String::new(),
             hidden => format!("{} more copies are in links.jsonl.", count(hidden)),
         };
-        let loads = lines.iter().filter_map(|line| if let LinkLine::Load(load) = line { Some(load) } else { None });
-        Self { copies, more, sums: sum_rows(lines), loads: loads.map(load_row).collect() }
+        let row = |line: &LinkLine| match line {
+            LinkLine::Load(load) => Some(load_row(load)),
+            LinkLine::Uplink(link) => Some(uplink_row(link)),
+            _ => None,
+        };
+        Self { copies, more, sums: sum_rows(lines), loads: lines.iter().filter_map(row).collect() }
     }
 }
 
@@ -122,13 +127,69 @@ pub(super) fn of_all_ranks(lines: Lines<'_>) -> Vec<&SumLine> {
 fn load_row(load: &LoadLine) -> LoadRow {
     let unknown = || "unknown".to_owned();
     LoadRow {
-        gpu: load.gpu.to_string(),
+        of: load.gpu.to_string(),
         at_rest: load.at_rest.map_or_else(unknown, |lanes| lanes.to_string()),
-        under_load: match (load.least, load.most) {
-            (Some(least), Some(most)) if least == most => least.to_string(),
-            (Some(least), Some(most)) => format!("between {least} and {most}"),
-            _ => unknown(),
-        },
+        under_load: between(load.least, load.most),
         replays: load.replays.map_or_else(unknown, |replays| replays.to_string()),
+    }
+}
+
+/// A link between ports above GPUs.
+fn uplink_row(link: &UplinkLine) -> LoadRow {
+    LoadRow {
+        of: format!("{} to {}", link.upper, link.lower),
+        at_rest: link.at_rest.map_or_else(|| "unknown".to_owned(), |lanes| lanes.to_string()),
+        under_load: between(link.least, link.most),
+        replays: "–".to_owned(),
+    }
+}
+
+fn between(least: Option<Lanes>, most: Option<Lanes>) -> String {
+    match (least, most) {
+        (Some(least), Some(most)) if least == most => least.to_string(),
+        (Some(least), Some(most)) => format!("between {least} and {most}"),
+        _ => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::PciAddress;
+
+    #[test]
+    fn a_link_above_gpus_stands_below_those_of_gpus() {
+        let lanes = |generation: u64| {
+            let (generation, width) = (generation.try_into().unwrap(), 16.try_into().unwrap());
+            Some(Lanes { generation, width })
+        };
+        let at = |text: &str| text.parse::<PciAddress>().unwrap();
+        let load = LoadLine {
+            gpu: at("0000:03:00.0"),
+            at_rest: lanes(1),
+            least: lanes(5),
+            most: lanes(5),
+            last: lanes(5),
+            samples: 9,
+            p_state: Some(0),
+            throttle: None,
+            replays: Some(0),
+        };
+        let uplink = UplinkLine {
+            upper: at("0000:00:01.1"),
+            lower: at("0000:01:00.0"),
+            gpus: vec![load.gpu],
+            at_rest: None,
+            least: lanes(3),
+            most: lanes(5),
+            last: lanes(5),
+            samples: 9,
+        };
+        let rows = LinkTables::of(&[LinkLine::Load(load), LinkLine::Uplink(uplink)]).loads;
+        let text =
+            |row: &LoadRow| [&row.of, &row.at_rest, &row.under_load, &row.replays].map(String::clone).join(" | ");
+        assert_eq!(text(&rows[0]), "0000:03:00.0 | Gen1 x16 | Gen5 x16 | 0");
+        assert_eq!(text(&rows[1]), "0000:00:01.1 to 0000:01:00.0 | unknown | between Gen3 x16 and Gen5 x16 | –");
+        assert_eq!(rows.len(), 2);
     }
 }

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::units::Bytes;
 
 use super::{
-    Bar, Fact, Generation, GpuCondition, LinkEnd, Missing, Narrowest, PciAddress, PcieState, Reading, Width, names,
+    Bar, Fact, Generation, GpuCondition, LinkEnd, Missing, Narrowest, PciAddress, PcieState, Reading, Width, as_text,
+    names,
 };
 
 /// PCI vendor and device numbers, as in `10de:2bb5`.
@@ -130,31 +131,6 @@ impl FromStr for RootComplex {
             Err(_) => Err(format!("`{text}` is no root complex: expected domain:bus in hexadecimal, such as 0000:40")),
         }
     }
-}
-
-/// Types that are written as their text.
-macro_rules! as_text {
-    ($name:ident, $pattern:literal) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Cow::<str>::deserialize(deserializer)?;
-                text.parse().map_err(de::Error::custom)
-            }
-        }
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "pattern": $pattern })
-            }
-        }
-    };
 }
 
 as_text!(ClassCode, "^0x[0-9a-f]{6}$");

@@ -41,6 +41,12 @@ impl Generation {
         RATES.iter().position(|(rate, _)| *rate == gigatransfers).map(|index| Self(index as u8 + 1))
     }
 
+    /// As the kernel writes it in sysfs: `16.0 GT/s PCIe`, in older kernels `8 GT/s`. None for anything else.
+    #[must_use]
+    pub fn from_sysfs(text: &str) -> Option<Self> {
+        text.split_once(" GT/s").and_then(|(rate, _)| rate.parse().ok()).and_then(Self::from_rate)
+    }
+
     /// Transfers per second and lane, in units of 10⁹.
     #[must_use]
     pub fn rate(self) -> f64 {

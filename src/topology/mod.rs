@@ -3,6 +3,7 @@
 //! Never asks a machine anything.
 
 mod address;
+mod as_text;
 mod condition;
 mod cores;
 mod cpuset;
@@ -26,6 +27,7 @@ mod xml;
 mod yaml;
 
 pub use address::{NotAnAddress, PciAddress};
+pub(crate) use as_text::as_text;
 pub use condition::{ComputeMode, GpuCondition, PeerAccess, PeerStatus, ThrottleTimes};
 pub use cores::Core;
 pub use cpuset::{CpuSet, NotACpuSet};

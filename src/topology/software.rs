@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fact, Missing, Reading};
+use super::{Fact, Missing, Reading, as_text};
 
 /// Libraries as a program on this machine finds them, and the settings of NCCL that do not stand in `/etc/nccl.conf`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,9 +54,7 @@ impl Software {
 }
 
 /// A version of up to three numbers, such as 2.30.7; numbers that are not told count as 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl fmt::Display for Version {
@@ -82,18 +80,7 @@ impl FromStr for Version {
     }
 }
 
-impl TryFrom<String> for Version {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Version> for String {
-    fn from(version: Version) -> Self {
-        version.to_string()
-    }
-}
+as_text!(Version, "^[0-9]+(\\.[0-9]+)+$");
 
 #[cfg(test)]
 mod tests {

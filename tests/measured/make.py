@@ -122,6 +122,12 @@ class Links:
         self.drop(lambda line: line["line"] == "sum" and line["arm"] == arm)
         self.broken("sums", dict(how="hang", limit_s=45.0), ranks=list(self.gpus), arm=arm)
 
+    def uplink(self, upper, lower, can, least=None):
+        """The link above a switch, as it was while the GPUs below it copied."""
+        place = next(index for index, line in enumerate(self.lines) if line["line"] == "counter")
+        self.lines.insert(place, dict(line="uplink", upper=upper, lower=lower, gpus=list(self.gpus), at_rest=can, least=least or can,
+                                      most=can, last=can, samples=75))
+
     def keep(self):
         folder = HERE / self.name
         folder.mkdir(exist_ok=True)
@@ -344,6 +350,18 @@ def shared_uplink():
     links = Links("shared-uplink", *SWITCH)
     links.slow(links.of(line="copy", pattern="host-to-all") + links.of(line="copy", pattern="all-to-host"), 0.26)
     links.sums("p2p-off", 6e9, "SHM/direct/direct")
+    links.uplink("0000:00:01.1", "0000:01:00.0", X16_5)
+    return links
+
+
+def slow_uplink():
+    # the switch's own link falls to Gen3 while the links of the GPUs below it stay at Gen5: peers are well, the host is far
+    links = Links("slow-uplink", *SWITCH)
+    slow = payload(X16_3) / payload(X16_5)
+    links.slow(links.of(line="copy", pattern="host-to-device") + links.of(line="copy", pattern="device-to-host"), slow)
+    links.slow(links.of(line="copy", pattern="host-to-all") + links.of(line="copy", pattern="all-to-host"), slow / 4)
+    links.sums("p2p-off", 2e9, "SHM/direct/direct")
+    links.uplink("0000:00:01.1", "0000:01:00.0", X16_5, least=X16_3)
     return links
 
 
@@ -383,6 +401,6 @@ def worn_memory():
 
 for make in [in_order, refused, nvlink, false_grant, wrong_data, peer_hang, peer_fails, sum_hang, sum_hang_all, sum_wrong,
              sum_fails, forced_peers, host_hang, link_fails, host_wrong, nothing_checked, slow_under_load, flapping, slow_host,
-             slow_peers, iommu, one_direction, peers_faster, collapse, shared_uplink, memory_bound, chipset_slot, slot_x8, hot,
+             slow_peers, iommu, one_direction, peers_faster, collapse, shared_uplink, slow_uplink, memory_bound, chipset_slot, slot_x8, hot,
              worn_memory]:
     make().keep()

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::record::{
     BrokenLine, Check, CopyLine, CounterLine, Engine, ErrorCounter, Finding, LinkLine, LinkStage, LinksHead, LoadLine,
-    Pattern, Place, Severity, SumArm, SumLine,
+    Pattern, Place, Severity, SumArm, SumLine, UplinkLine,
 };
-use crate::topology::{PciAddress, ThrottleReasons, Topology};
+use crate::topology::{Lanes, PciAddress, ThrottleReasons, Topology};
 
 use super::compare;
 use super::evidence::Evidence;
@@ -25,8 +25,12 @@ pub fn judge_links(head: &LinksHead, lines: &[LinkLine], topology: &Topology) ->
     findings.extend(evidence.all_copies().filter(|copy| !is_of_peers(copy)).filter_map(wrong_copy));
     findings.extend(evidence.sums().filter_map(|sum| wrong_sum(evidence, sum)));
     for line in lines {
-        if let LinkLine::Load(load) = line {
-            findings.extend(narrow(evidence, load).into_iter().chain(replays(load)).chain(throttled(load)));
+        match line {
+            LinkLine::Load(load) => {
+                findings.extend(narrow(evidence, load).into_iter().chain(replays(load)).chain(throttled(load)));
+            }
+            LinkLine::Uplink(link) => findings.extend(narrow_above(evidence, link)),
+            _ => {}
         }
     }
     findings.extend(errors(lines));
@@ -124,17 +128,39 @@ fn wrong_peers(evidence: Evidence<'_>) -> Vec<Finding> {
 /// rule reads the same samples from the topology; fewer lanes may be how the slot is wired.
 fn narrow(evidence: Evidence<'_>, load: &LoadLine) -> Option<Finding> {
     let can = evidence.lanes(load.gpu)?;
-    let (least, most) = (load.least?, load.most?);
-    if can.rate() <= least.rate() {
-        return None;
-    }
+    let under = below((load.least?, load.most?), can)?;
     let at_rest = load.at_rest.map_or_else(|| "unknown".into(), |lanes| lanes.to_string());
-    let under = if least == most { format!("{least}") } else { format!("between {least} and {most}") };
     let seen = format!("{under} in {} looks while the GPU copied; at rest {at_rest}", load.samples);
     let expected = format!("{can}, what both ends of every hop offer");
     let finding = fault("link-narrow-under-load", vec![load.gpu.to_string()], seen, &expected, NARROW);
-    let severity = if least.generation < can.generation { Severity::Fault } else { Severity::Warning };
-    Some(Finding { severity, ..finding })
+    Some(Finding { severity: narrowed(load.least?, can), ..finding })
+}
+
+/// As [`narrow`], of a link between ports above GPUs: it should keep the lanes that it had at rest.
+fn narrow_above(evidence: Evidence<'_>, link: &UplinkLine) -> Option<Finding> {
+    let gpu = evidence.topology.gpu(*link.gpus.first()?)?;
+    let max = evidence.topology.hops(gpu).into_iter().find(|hop| hop.lower == link.lower)?.max().ok()?;
+    let can = Lanes { width: link.at_rest.map_or(max.width, |lanes| lanes.width), ..max };
+    let under = below((link.least?, link.most?), can)?;
+    let at_rest = link.at_rest.map_or_else(|| "unknown".into(), |lanes| lanes.to_string());
+    let (upper, lower, looks) = (link.upper, link.lower, link.samples);
+    let seen = format!(
+        "the link between {upper} and {lower}: {under} in {looks} looks while GPUs below it copied; at rest {at_rest}"
+    );
+    let expected = format!("{can}, what both ports offer");
+    let addresses = [upper, lower].iter().chain(&link.gpus).map(ToString::to_string).collect();
+    let finding = fault("link-narrow-under-load", addresses, seen, &expected, NARROW_ABOVE);
+    Some(Finding { severity: narrowed(link.least?, can), ..finding })
+}
+
+/// What was seen of a link, in words, where it was at some moment below what it can do.
+fn below((least, most): (Lanes, Lanes), can: Lanes) -> Option<String> {
+    let words = if least == most { format!("{least}") } else { format!("between {least} and {most}") };
+    (least.rate() < can.rate()).then_some(words)
+}
+
+fn narrowed(least: Lanes, can: Lanes) -> Severity {
+    if least.generation < can.generation { Severity::Fault } else { Severity::Warning }
 }
 
 fn replays(load: &LoadLine) -> Option<Finding> {
@@ -233,5 +259,7 @@ const REPLAYS: &str = "reseat the card, take out or replace the riser, clean the
      generation by one in the firmware and measure again";
 const NARROW: &str = "reseat the card, check the slot's wiring in the board's manual and its generation in the firmware; a \
      riser of an older generation is the usual reason";
+const NARROW_ABOVE: &str = "every GPU below it is held back: look for errors of these ports (rigscale probe), reseat the switch's \
+     card and cables, check the slot's generation in the firmware and the switch's own firmware; then measure again";
 const THROTTLED: &str = "see that the card's fans turn and air reaches it, that the power connectors are seated, and that the \
      supply is large enough; then measure again, as these figures were taken with clocks held down";

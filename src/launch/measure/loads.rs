@@ -1,4 +1,5 @@
-//! Links and counters of GPUs while others copy, asked of the driver on a thread that may hang and delays nobody.
+//! Links and counters of GPUs, and links above them, while others copy: asked of the driver and of the kernel on a thread
+//! that may hang and delays nobody.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,8 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::device::{LinkSample, Nvml};
-use crate::record::{CounterLine, ErrorCounter, LoadLine};
+use crate::record::{CounterLine, ErrorCounter, LinkLine, LoadLine, UplinkLine};
 use crate::topology::{Generation, Lanes, Missing, PciAddress, Phase, Reading, ThrottleReasons, Topology, Why, Width};
+
+use super::uplinks::{Uplink, Uplinks};
 
 /// From one question to the next.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -19,7 +22,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(2);
 /// A GPU that computes or copies is in P0 to P3; from P5 on (video, display, idle) it slows its link down by design.
 const AWAKE_P_STATE_MAX: u32 = 4;
 
-/// What was seen of a link.
+/// What was seen of a link: of a GPU's own all of it, of one above GPUs only the lanes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Seen {
     /// When it was first looked at.
@@ -28,7 +31,7 @@ struct Seen {
     replays: Option<(u64, u64)>,
     /// Memory errors that could not be corrected, likewise.
     memory_errors: Option<(Reading<u64>, Reading<u64>)>,
-    /// While the GPU copied and was awake.
+    /// While the GPU copied and was awake, or a GPU below copied.
     loaded: Loaded,
     /// The slowest performance state while it copied.
     p_state: Option<u32>,
@@ -71,14 +74,22 @@ impl Seen {
         if let Ok(reasons) = sample.throttle {
             loaded.throttle = Some(loaded.throttle.unwrap_or_default() | reasons);
         }
-        let Some(now) = now else { return };
+        if let Some(now) = now {
+            loaded.add(now);
+        }
+    }
+}
+
+impl Loaded {
+    /// Takes one look at the link under load.
+    fn add(&mut self, now: Lanes) {
         let than = |other: Option<Lanes>, less: bool| match other {
             Some(other) if (other.rate() < now.rate()) == less => other,
             _ => now,
         };
-        (loaded.least, loaded.most) = (Some(than(loaded.least, true)), Some(than(loaded.most, false)));
-        loaded.last = Some(now);
-        loaded.samples += 1;
+        (self.least, self.most) = (Some(than(self.least, true)), Some(than(self.most, false)));
+        self.last = Some(now);
+        self.samples += 1;
     }
 }
 
@@ -87,23 +98,37 @@ impl Seen {
 struct Shared {
     over: AtomicBool,
     looked: AtomicBool,
+    /// By the lower end of each link.
     seen: Mutex<BTreeMap<PciAddress, Seen>>,
+    uplinks: Uplinks,
     /// How often it has changed who copies, and who does.
     copying: Mutex<(u64, Vec<PciAddress>)>,
 }
 
 impl Shared {
-    /// The number of the present set of GPUs that copy, if `gpu` is one.
-    fn copies(&self, gpu: PciAddress) -> Option<u64> {
+    /// The number of the present set of GPUs that copy, if one of `gpus` is among them.
+    fn copies(&self, gpus: &[PciAddress]) -> Option<u64> {
         let copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
-        copying.1.contains(&gpu).then_some(copying.0)
+        gpus.iter().any(|gpu| copying.1.contains(gpu)).then_some(copying.0)
     }
 
     fn look(&self, nvml: &Nvml, gpu: PciAddress) {
-        let before = self.copies(gpu);
+        let before = self.copies(&[gpu]);
         let Ok(sample) = nvml.link(gpu) else { return };
-        let copying = before.is_some() && before == self.copies(gpu);
+        let copying = before.is_some() && before == self.copies(&[gpu]);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(gpu).or_default().add(&sample, copying);
+    }
+
+    fn look_above(&self, link: &Uplink) {
+        let before = self.copies(&link.gpus);
+        let Some(now) = self.uplinks.now(link) else { return };
+        let copying = before.is_some() && before == self.copies(&link.gpus);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.entry(link.lower).or_default();
+        seen.first = seen.first.or(Some(now));
+        if copying {
+            seen.loaded.add(now);
+        }
     }
 }
 
@@ -111,9 +136,9 @@ impl Shared {
 pub(super) struct Loads(Arc<Shared>);
 
 impl Loads {
-    /// Begins to look, and returns once it has seen all for the first time, or cannot.
-    pub(super) fn of(gpus: Vec<PciAddress>) -> Self {
-        let loads = Self(Arc::default());
+    /// Begins to look at `gpus` and at the links above them, and returns once it has seen all for the first time, or cannot.
+    pub(super) fn of(gpus: Vec<PciAddress>, uplinks: Uplinks) -> Self {
+        let loads = Self(Arc::new(Shared { uplinks, ..Shared::default() }));
         let shared = Arc::clone(&loads.0);
         let look = move || {
             let nvml = Nvml::open();
@@ -121,6 +146,7 @@ impl Loads {
                 if let Ok(nvml) = &nvml {
                     gpus.iter().for_each(|gpu| shared.look(nvml, *gpu));
                 }
+                shared.uplinks.all.iter().for_each(|link| shared.look_above(link));
                 shared.looked.store(true, Ordering::Relaxed);
                 thread::sleep(INTERVAL);
             }
@@ -145,6 +171,17 @@ impl Loads {
         let none = || (Err(Missing::new(Why::Absent, "NVML")), Err(Missing::new(Why::Absent, "NVML")));
         let (before, after) = seen.get(&gpu).and_then(|seen| seen.memory_errors.clone()).unwrap_or_else(none);
         CounterLine { at: gpu, counter: ErrorCounter::EccUncorrected, before, after }
+    }
+
+    /// What was seen of the links above GPUs so far.
+    pub(super) fn uplinks(&self) -> Vec<UplinkLine> {
+        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = |link: &Uplink| {
+            let Seen { first: at_rest, loaded, .. } = seen.get(&link.lower).cloned().unwrap_or_default();
+            let (Uplink { upper, lower, gpus }, Loaded { least, most, last, samples, .. }) = (link.clone(), loaded);
+            UplinkLine { upper, lower, gpus, at_rest, least, most, last, samples }
+        };
+        self.0.uplinks.all.iter().map(line).collect()
     }
 
     /// What was seen of `gpu` so far, beside what the probe saw before anything ran.
@@ -172,16 +209,28 @@ impl Drop for Loads {
     }
 }
 
-/// The topology with the links of GPUs as they were while they copied: what the probe's rules judge. Where nothing was
-/// seen under load, the link stays as it was at rest.
+/// The least that each link showed under load, by its lower end: a GPU, or a port above GPUs.
 #[must_use]
-pub fn under_load(mut topology: Topology, loads: &[LoadLine]) -> Topology {
-    for gpu in &mut topology.gpus {
-        let seen = loads.iter().find(|load| load.gpu == gpu.address).and_then(|load| load.least);
-        if let Some(seen) = seen {
-            gpu.link.gen_now = Ok(seen.generation);
-            gpu.link.width_now = Ok(seen.width);
-            gpu.link.phase = Phase::UnderLoad;
+pub fn least_under_load(lines: &[LinkLine]) -> Vec<(PciAddress, Lanes)> {
+    let least = |line: &LinkLine| match line {
+        LinkLine::Load(load) => Some((load.gpu, load.least?)),
+        LinkLine::Uplink(link) => Some((link.lower, link.least?)),
+        _ => None,
+    };
+    lines.iter().filter_map(least).collect()
+}
+
+/// The topology with links as they were while GPUs copied: what the probe's rules judge. `least` is what was seen at the
+/// lower end of each link; where nothing was seen under load, the link stays as it was at rest.
+#[must_use]
+pub fn under_load(mut topology: Topology, least: &[(PciAddress, Lanes)]) -> Topology {
+    let gpus = topology.gpus.iter_mut().map(|gpu| (gpu.address, &mut gpu.link));
+    let bridges = topology.bridges.iter_mut().map(|bridge| (bridge.address, &mut bridge.link));
+    for (address, link) in gpus.chain(bridges) {
+        if let Some((_, seen)) = least.iter().find(|(at, _)| *at == address) {
+            link.gen_now = Ok(seen.generation);
+            link.width_now = Ok(seen.width);
+            link.phase = Phase::UnderLoad;
         }
     }
     topology.derived()
@@ -190,6 +239,7 @@ pub fn under_load(mut topology: Topology, loads: &[LoadLine]) -> Topology {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::measure::uplinks::tests::{recorded, show};
 
     fn sample(generation: u32, p_state: u32) -> LinkSample {
         let throttle = Ok(ThrottleReasons(1 << p_state));
@@ -232,5 +282,32 @@ mod tests {
         seen.add(&LinkSample { replays: Ok(12), ..sample(4, 0) }, false);
         assert_eq!(seen.replays, Some((3, 12)));
         assert_eq!(seen.memory_errors, Some((Ok(0), Ok(0))));
+    }
+
+    #[test]
+    fn the_link_above_a_switch_is_seen_while_any_gpu_below_it_copies() {
+        let devices = tempfile::tempdir().unwrap();
+        let topology = recorded("switch-4gpu");
+        let gpus: Vec<PciAddress> = topology.nvidia_gpus().map(|gpu| gpu.address).collect();
+        let uplinks = Uplinks::of(devices.path(), &gpus, &topology);
+        let loads = Loads(Arc::new(Shared { uplinks, ..Shared::default() }));
+        let look = |speed: &str, copying: &[PciAddress]| {
+            show(devices.path(), "0000:01:00.0", speed, "16");
+            loads.copies(copying);
+            loads.0.look_above(&loads.0.uplinks.all[0]);
+        };
+        look("2.5 GT/s PCIe", &[]);
+        look("32.0 GT/s PCIe", &gpus);
+        look("8.0 GT/s PCIe", &gpus[2..3]);
+        look("32.0 GT/s PCIe", &gpus);
+        look("2.5 GT/s PCIe", &["0000:99:00.0".parse().unwrap()]);
+        let [line] = &loads.uplinks()[..] else { panic!("one link") };
+        let shown = [line.at_rest, line.least, line.most, line.last].map(|lanes| lanes.unwrap().to_string());
+        assert_eq!((shown.join(", ").as_str(), line.samples), ("Gen1 x16, Gen3 x16, Gen5 x16, Gen5 x16", 3));
+        let least = least_under_load(&[LinkLine::Uplink(line.clone())]);
+        let seen = under_load(topology, &least);
+        let port = &seen.bridge(line.lower).unwrap().link;
+        assert_eq!((port.phase, port.gen_now.clone().map(u64::from)), (Phase::UnderLoad, Ok(3)));
+        assert!(seen.nvidia_gpus().all(|gpu| gpu.link.phase == Phase::AtRest));
     }
 }

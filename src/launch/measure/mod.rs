@@ -10,6 +10,7 @@ mod judge;
 mod loads;
 mod sums;
 mod task;
+mod uplinks;
 mod wish;
 
 use std::collections::BTreeSet;
@@ -26,10 +27,11 @@ use counters::Counters;
 use evidence::Evidence;
 use loads::Loads;
 use task::Work;
+use uplinks::Uplinks;
 use wish::Stage;
 
 pub use judge::judge_links;
-pub use loads::under_load;
+pub use loads::{least_under_load, under_load};
 pub use task::link_main;
 pub use wish::{LinkSite, Wish, sum_arms};
 
@@ -64,8 +66,9 @@ impl Measurer<'_> {
         let mut writer = LinksWriter::create(&self.folder.join("links.jsonl"), head)?;
         let mut gpus: Vec<PciAddress> = wish.sites.iter().map(|site| site.address).collect();
         gpus.dedup();
-        let loads = Loads::of(gpus.clone());
-        let counters = Counters::of(Path::new(counters::DEVICES), &gpus, topology);
+        let devices = Path::new(counters::DEVICES);
+        let loads = Loads::of(gpus.clone(), Uplinks::of(devices, &gpus, topology));
+        let counters = Counters::of(devices, &gpus, topology);
         let runner = Runner { program: Path::new(PROGRAM), folder: self.folder, stop: self.stop, loads: &loads };
         let mut measured = Measured { lines: Vec::new(), interrupted: false };
         let stages = wish.stages();
@@ -89,6 +92,7 @@ impl Measurer<'_> {
             }
         }
         let mut seen: Vec<LinkLine> = gpus.iter().map(|gpu| LinkLine::Load(loads.line(*gpu, topology))).collect();
+        seen.extend(loads.uplinks().into_iter().map(LinkLine::Uplink));
         let memory = gpus.iter().map(|gpu| loads.memory_errors(*gpu));
         seen.extend(counters.lines().into_iter().chain(memory).map(LinkLine::Counter));
         seen.iter().try_for_each(|line| writer.write(line))?;

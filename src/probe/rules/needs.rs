@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::topology::{Gpu, GpuState, LinkEnd, Missing, PcieState, PeerAccess, Reading, Topology, Why};
+use crate::topology::{Gpu, GpuState, LinkEnd, Missing, PciAddress, PcieState, PeerAccess, Reading, Topology, Why};
 
 use super::Lost;
 use super::errors::states;
@@ -19,6 +19,9 @@ fn is_open(missing: &Missing) -> bool {
         Why::Unsupported | Why::NotAsked | Why::Untold => false,
     }
 }
+
+/// Why no device has counters: firmware that keeps AER to itself, a hypervisor, or a kernel without it.
+const UNCOUNTED: &str = "the kernel counts no errors of PCIe links here";
 
 fn lost<T>(at: Option<String>, fact: &Reading<T>) -> Option<Lost> {
     fact.as_ref().err().filter(|missing| is_open(missing)).map(|missing| (at, missing.clone()))
@@ -48,6 +51,18 @@ pub(super) fn states_of<T>(topology: &Topology, fact: impl Fn(&GpuState) -> &Rea
 /// A fact of each NVIDIA GPU and of each bridge above one.
 pub(super) fn functions<T>(topology: &Topology, fact: impl Fn(&PcieState) -> &Reading<T>) -> Vec<Lost> {
     states(topology).into_iter().filter_map(|(address, state)| lost(Some(address.to_string()), fact(state))).collect()
+}
+
+/// A count of link errors of each NVIDIA GPU and of each bridge above one. Where one of them has it, others that lack it
+/// cannot count; where none has it, the kernel was not given the errors (`_OSC` without AER), and nobody knows.
+pub(super) fn counters(topology: &Topology, count: impl Fn(&PcieState) -> &Reading<u64>) -> Vec<Lost> {
+    let all = states(topology);
+    let nowhere = all.iter().all(|(_, state)| count(state).as_ref().is_err_and(|missing| missing.why == Why::Absent));
+    let open = |(address, state): (PciAddress, &PcieState)| match nowhere {
+        true => Some((Some(address.to_string()), Missing::new(Why::Absent, UNCOUNTED))),
+        false => lost(Some(address.to_string()), count(state)),
+    };
+    all.into_iter().filter_map(open).collect()
 }
 
 /// A fact of both ends of each link above an NVIDIA GPU.

@@ -112,7 +112,7 @@ pub(super) const DEVICES: &[Rule] = &[
         remedy: "Reseat the card; take out or replace the riser or cable; look into `dmesg` for AER. Do not train on \
                  this slot until the count stays still.",
         check: errors::fatal,
-        needs: |t| needs::functions(t, |p| &p.fatal_errors),
+        needs: |t| needs::counters(t, |p| &p.fatal_errors),
     },
     Rule {
         code: "pcie-nonfatal-errors",
@@ -121,7 +121,7 @@ pub(super) const DEVICES: &[Rule] = &[
         source: "the kernel's Documentation/ABI/testing/sysfs-bus-pci-devices-aer",
         remedy: "Look into `dmesg` for AER; reseat the card; try another riser or slot; update the BIOS.",
         check: errors::nonfatal,
-        needs: |t| needs::functions(t, |p| &p.nonfatal_errors),
+        needs: |t| needs::counters(t, |p| &p.nonfatal_errors),
     },
     Rule {
         code: "pcie-correctable-errors",
@@ -131,7 +131,7 @@ pub(super) const DEVICES: &[Rule] = &[
         remedy: "A marginal link: reseat the card, shorten or replace the riser or cable, clean the contacts. If that \
                  fails, set the slot one generation lower, and measure what it costs.",
         check: errors::correctable,
-        needs: |t| needs::functions(t, |p| &p.correctable_errors),
+        needs: |t| needs::counters(t, |p| &p.correctable_errors),
     },
     Rule {
         code: "pcie-errors-remembered",
