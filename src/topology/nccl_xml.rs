@@ -34,6 +34,8 @@ const PCI_DEPTH_MAX: usize = 15;
 const GPUS_MAX: usize = 64;
 /// What stands in place of an NVSwitch that a virtual machine does not see.
 const HIDDEN_TARGET: &str = "fffffff:ffff:ff";
+/// How every such word begins: NCCL 2.28 under driver 580 writes `fffffff:ff:ff.0`.
+const HIDDEN: &str = "fffffff:ff";
 
 /// Reads a topology; `file` is the name for errors.
 ///
@@ -191,7 +193,9 @@ impl Reader<'_> {
 
     fn nvlink(&mut self, gpu: PciAddress, nvlink: XmlNode<'_, '_>) -> Result<(), Box<WrongPlace>> {
         let target = match self.xml.required(nvlink, "target")? {
-            HIDDEN_TARGET => Err(Missing::new(Why::Unsupported, "a switch that the virtual machine does not see")),
+            hidden if hidden.starts_with(HIDDEN) => {
+                Err(Missing::new(Why::Unsupported, "a switch that the virtual machine does not see"))
+            }
             _ => Ok(self.xml.value(nvlink, "target")?),
         };
         let (count, target_class) = (self.xml.value(nvlink, "count")?, self.xml.optional(nvlink, "tclass")?);
@@ -217,7 +221,9 @@ impl Reader<'_> {
 /// `16.0 GT/s PCIe` and `16`: what both ends offer. NCCL takes 8 GT/s or 16 lanes for what it does not know; so
 /// such a fact is missing here.
 fn link(pci: XmlNode<'_, '_>) -> LinkEnd {
-    let text = |name: &str| pci.attribute(name).ok_or_else(|| Missing::untold(KIND));
+    // NCCL writes no speed and no lanes where the kernel tells none
+    let told = |text: &&str| !text.is_empty() && *text != "0";
+    let text = |name: &str| pci.attribute(name).filter(told).ok_or_else(|| Missing::untold(KIND));
     let strange = |name: &str, text: &str| {
         let start: String = text.chars().take(40).collect();
         Missing::new(Why::Unsupported, format!("{name} is `{start}`"))
