@@ -89,6 +89,15 @@ fn package(topology: &Topology, node: &NumaNode) -> Option<u32> {
     first.and_then(|cpu| topology.socket_of_cpu(cpu))
 }
 
+/// How a link that this probe does not know can be told.
+fn remedy(topology: &Topology) -> &'static str {
+    match (&topology.system.virtual_machine, &topology.settings.root) {
+        (Ok(true), _) => "a virtual machine shows no ports above its GPUs: probe the host itself",
+        (_, Ok(true)) => "the kernel shows no port above it: give the text of `lspci -vvvnn` with --from",
+        _ => "probe again as root, which may read every link: `sudo rigscale probe -o DIR`",
+    }
+}
+
 /// Adds a GPU and what lies above it.
 fn add(
     topology: &Topology,
@@ -98,7 +107,7 @@ fn add(
 ) -> Result<(), PredictError> {
     let link = |address: String| PredictError::Unknown {
         what: format!("the link of {address}"),
-        remedy: "probe again as root, which may read every link: `sudo rigscale probe -o DIR`".to_owned(),
+        remedy: remedy(topology).to_owned(),
     };
     let number = gpu.numa_node.as_ref().map_or(0, |node| *node);
     let socket = format!("node-{number}");
@@ -192,6 +201,17 @@ mod tests {
         assert!(error.contains("--gpu"), "{error}");
         let board = from_topology_with(&machine, "x", Some(crate::predict::card("rtx-4090").unwrap())).unwrap();
         assert!(board.seats.iter().all(|seat| seat.card.name == "rtx-4090"));
+        let mut machine = whole.clone();
+        machine.bridges.clear();
+        for (virtual_machine, root, way) in [
+            (true, true, "probe the host itself"),
+            (false, true, "lspci -vvvnn"),
+            (false, false, "sudo rigscale probe"),
+        ] {
+            (machine.system.virtual_machine, machine.settings.root) = (Ok(virtual_machine), Ok(root));
+            let error = from_topology(&machine, "x").unwrap_err().to_string();
+            assert!(error.contains(way), "{error}");
+        }
         let mut machine = whole;
         machine.gpus.clear();
         let error = from_topology(&machine, "x").unwrap_err().to_string();
