@@ -6,6 +6,7 @@
 
 mod answer;
 mod conf;
+mod forms;
 mod landscape;
 mod ledger;
 mod need;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use answer::{Answer, Binding, answer, topology_hash};
 pub use conf::{Line as ConfLine, parse_conf, write_conf};
+pub use forms::nccl_variables;
 pub use landscape::{Landscape, Pool};
 pub use ledger::Ledger;
 pub use need::{Alone, need};

@@ -491,12 +491,14 @@ impl<S: Site> Hunt<'_, S> {
         order.extend((winner != default).then_some(1));
         order.extend((round <= self.limits.solo_rounds).then_some(2));
         order.shuffle(&mut self.random);
+        let (held, alone) =
+            (format!("fresh: {winner} against the default"), "each share alone, for the efficiency".into());
         let mut steps = [None; 3];
         for which in order {
             let (setting, arm, why) = match which {
-                0 => (default, Arm::Ddp, "fresh, for the comparison that counts"),
-                1 => (winner, Arm::Ddp, "fresh, for the comparison that counts"),
-                _ => (default, Arm::Solo, "each share alone, for the efficiency"),
+                0 => (default, Arm::Ddp, &held),
+                1 => (winner, Arm::Ddp, &held),
+                _ => (default, Arm::Solo, &alone),
             };
             if let Outcome::Step { step, .. } = self.launch(setting, arm, "confirm", round, why)? {
                 steps[which] = Some(step);
