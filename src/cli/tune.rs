@@ -124,7 +124,7 @@ fn limits(args: &Args, setup: &Setup) -> Limits {
     Limits {
         settings: args.settings.map_or(share.clamp(12, 40), |settings| settings as usize),
         rounds: if args.quick { 4 } else { 8 },
-        looks: if args.quick { vec![4, 8] } else { vec![5, 10, 20] },
+        looks: if args.quick { vec![4, 8, 16] } else { vec![5, 10, 20] },
         budget: setup.budget,
         seed: setup.head.seed,
         // beside others on one GPU a share alone says nothing of an efficiency
@@ -154,8 +154,12 @@ fn hunt(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> Result<Exi
         }
     };
     live.finish();
+    if setup.budget < found.spent && found.ledger.tried() < 3 {
+        let (spent, budget) = (found.spent, setup.budget);
+        out.remark(format!("the launches that cannot be left out took {spent}, more than the {budget} of --budget"));
+    }
     if found.ended == Ended::DefaultFailed {
-        let finding = found.ledger.cell(&Setting::default()).and_then(|cell| cell.fault.clone());
+        let finding = found.ledger.cell(&Setting::default()).and_then(|cell| cell.faults.last().cloned());
         let finding = finding.ok_or_else(|| CliError::Usage("nothing could be launched in the time given".into()))?;
         return Ok(super::train::failed(&setup.session.folder, &setup.base.config.model, finding, out)?);
     }

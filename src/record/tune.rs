@@ -421,11 +421,24 @@ pub struct TuneResult {
     pub knobs: Vec<TuneKnob>,
     /// What was left out of it, and why.
     pub left_out: Vec<TuneLeftOut>,
+    /// Settings that were not launched, as the model of the machine holds them for far slower than others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hopeless: Vec<TunePredicted>,
     /// What went wrong in launches.
     pub findings: Vec<Finding>,
     /// What is wrong with NCCL's settings that were there already, by what the probe knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Finding>,
+}
+
+/// A setting with the step that the model predicts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunePredicted {
+    /// The setting.
+    pub setting: Setting,
+    /// Predicted step.
+    pub step_s: Seconds,
 }
 
 /// A setting held against the default in pairs of fresh launches.

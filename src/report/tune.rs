@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::record::{Device, Origin, TuneConfirmed, TuneResult};
+use crate::record::{Device, Origin, TuneConfirmed, TunePredicted, TuneResult};
 use crate::stats::median;
 use crate::units::Seconds;
 
@@ -99,7 +99,7 @@ fn page(result: &TuneResult, charts: &[Chart]) -> TunePage {
             .collect(),
         confirmed: result.confirmed.as_ref().map(held),
         cells: rows(result),
-        left_out: result.left_out.iter().map(|it| (it.what.clone(), it.why.clone())).collect(),
+        left_out: left_out(result),
         findings: result
             .findings
             .iter()
@@ -144,6 +144,13 @@ fn held(confirmed: &TuneConfirmed) -> Held {
             .map(|(first, second)| (first.to_string(), second.to_string(), percent(second.0 / first.0 - 1.0)))
             .collect(),
     }
+}
+
+/// What was not offered, and what the model kept from being launched.
+fn left_out(result: &TuneResult) -> Vec<(String, String)> {
+    let offered = result.left_out.iter().map(|it| (it.what.clone(), it.why.clone()));
+    let predicted = |it: &TunePredicted| format!("not launched: predicted to take {}", it.step_s);
+    offered.chain(result.hopeless.iter().map(|it| (it.setting.to_string(), predicted(it)))).collect()
 }
 
 fn rows(result: &TuneResult) -> Vec<Row> {
@@ -223,6 +230,7 @@ pub(super) mod tests {
             ],
             knobs: Vec::new(),
             left_out: vec![TuneLeftOut { what: "NCCL_PROTO=LL128".into(), why: "never".into() }],
+            hopeless: Vec::new(),
             findings: Vec::new(),
             warnings: Vec::new(),
         }

@@ -3,12 +3,14 @@
 use sha2::{Digest, Sha256};
 
 use crate::record::{
-    Device, Finding, SCHEMA, Setting, TuneCell, TuneConfirmed, TuneHead, TuneNeed, TuneResult, TuneStanding,
+    Device, Finding, SCHEMA, Setting, TuneCell, TuneConfirmed, TuneHead, TuneNeed, TunePredicted, TuneResult,
+    TuneStanding,
 };
 use crate::topology::{LinkEnd, Reading, Topology};
 use crate::units::{Bytes, Seconds};
 
 use super::forms::{Forms, bound};
+use super::race::INDIFFERENT;
 use super::search::{Confirmed, Ended, Found};
 use super::space::{Applied, Space};
 
@@ -78,7 +80,8 @@ pub fn answer(found: &Found, binding: &Binding<'_>) -> Option<Answer> {
         cells: cells(found),
         knobs: head.knobs.clone(),
         left_out: head.left_out.clone(),
-        findings: findings(found),
+        hopeless: found.hopeless.iter().map(predicted).collect(),
+        findings: found.ledger.faults().map(|(_, finding)| finding.clone()).collect(),
         warnings: binding.warnings.clone(),
     };
     result.sentences = sentences(found, &result);
@@ -94,11 +97,23 @@ fn confirmed(it: &Confirmed) -> TuneConfirmed {
 fn ended(found: &Found, head: &TuneHead) -> String {
     let tried = found.ledger.tried();
     match found.ended {
-        Ended::Settled => format!("no knob promised more after {tried} settings"),
-        Ended::Settings => format!("{tried} settings were launched, as many as allowed"),
-        Ended::Time => format!("the time was over after {tried} settings; the same folder with more time goes on"),
+        Ended::Settled => format!("no knob promised more after {tried} settings{}", unturned(found, head)),
+        Ended::Settings => {
+            format!("{tried} settings were launched, as many as allowed{}", unturned(found, head))
+        }
+        Ended::Time => format!(
+            "the time was over after {tried} settings{}; the same folder with more time goes on",
+            unturned(found, head)
+        ),
         Ended::DefaultFailed => format!("{} could not be launched with everything left alone", head.identity.model),
     }
+}
+
+/// The knobs that no launch has turned, in words; nothing where each was.
+fn unturned(found: &Found, head: &TuneHead) -> String {
+    let turned = |knob: &str| found.ledger.cells().any(|(setting, _)| !setting.of(knob).is_empty());
+    let names: Vec<&str> = head.knobs.iter().map(|knob| knob.name.as_str()).filter(|knob| !turned(knob)).collect();
+    if names.is_empty() { String::new() } else { format!(", without turning {}", names.join(", ")) }
 }
 
 fn cells(found: &Found) -> Vec<TuneCell> {
@@ -111,8 +126,8 @@ fn cells(found: &Found) -> Vec<TuneCell> {
     found.ledger.cells().map(cell).collect()
 }
 
-fn findings(found: &Found) -> Vec<Finding> {
-    found.ledger.cells().filter_map(|(_, cell)| cell.fault.clone()).collect()
+fn predicted((setting, step): &(Setting, Seconds)) -> TunePredicted {
+    TunePredicted { setting: setting.clone(), step_s: *step }
 }
 
 /// Words with an end.
@@ -127,33 +142,9 @@ fn percent(share: f64) -> String {
 fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
     let ranks = result.identity.world;
     let mut said = Vec::new();
-    match (&found.confirmed, &result.gain) {
-        (Some(_), Some(gain)) => said.push(format!(
-            "{} saves {} of the default's step ({} to {}, 95 % interval on fresh launches): {} instead of {}.",
-            result.best.setting,
-            percent(gain.estimate),
-            percent(gain.low),
-            percent(gain.high),
-            result.best.step_s,
-            result.default.step_s,
-        )),
-        (Some(other), None) => said.push(format!(
-            "Nothing beats the default: {} looked best, and saved {} on fresh launches (95 % interval {} to {}), which is \
-             not above noise.",
-            other.setting,
-            percent(other.gain.estimate),
-            percent(other.gain.low),
-            percent(other.gain.high),
-        )),
-        _ if result.tried < 2 => {
-            said.push("The time was over before any other setting was launched: give more with --budget.".to_owned());
-        }
-        _ => said.push(format!(
-            "Nothing beats the default: of {} settings launched none was faster than it by more than noise ({} from \
-             launch to launch).",
-            result.tried,
-            percent(found.ledger.scatter().deviation),
-        )),
+    said.push(verdict(found, result));
+    for setting in &found.failed_again {
+        said.push(format!("{setting} had looked best, but failed when it was launched again, and is out."));
     }
     if let (Some(default), Some(best)) = (result.default.efficiency, result.best.efficiency) {
         let text = |it: crate::record::Interval| format!("{:.3} ({:.3} to {:.3})", it.estimate, it.low, it.high);
@@ -163,12 +154,11 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
         });
     }
     said.extend(short_of(result));
-    let failed = |(setting, cell): (&Setting, &super::ledger::Cell)| {
-        cell.fault.as_ref().map(|finding| format!("{setting} ({})", finding.code))
-    };
-    let failed: Vec<String> = found.ledger.cells().filter_map(failed).collect();
+    let failed: Vec<String> =
+        found.ledger.faults().map(|(setting, finding)| format!("{setting} ({})", finding.code)).collect();
     if !failed.is_empty() {
-        said.push(format!("{} of the settings failed: {}.", failed.len(), failed.join("; ")));
+        let launches = if failed.len() == 1 { "launch" } else { "launches" };
+        said.push(format!("{} {launches} failed: {}.", failed.len(), failed.join("; ")));
     }
     for warning in &result.warnings {
         said.push(format!("Set already: {} {}", sentence(&warning.seen), warning.remedy));
@@ -178,6 +168,54 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
     }
     said.push(format!("The result holds for {}.", bound(result)));
     said
+}
+
+/// What was found, in one sentence that claims no more than was seen.
+fn verdict(found: &Found, result: &TuneResult) -> String {
+    match (&found.confirmed, &result.gain) {
+        (Some(_), Some(gain)) => format!(
+            "{} saves {} of the default's step ({} to {}, 95 % interval on fresh launches): {} instead of {}.",
+            result.best.setting,
+            percent(gain.estimate),
+            percent(gain.low),
+            percent(gain.high),
+            result.best.step_s,
+            result.default.step_s,
+        ),
+        (Some(other), None) => {
+            let seen = format!(
+                "{} looked best, and saved {} on {} pairs of fresh launches (95 % interval {} to {})",
+                other.setting,
+                percent(other.gain.estimate),
+                other.pairs.len(),
+                percent(other.gain.low),
+                percent(other.gain.high),
+            );
+            let unseen = other.gain.high.max(0.0);
+            match (unseen < INDIFFERENT, other.cut_short) {
+                (true, _) => format!("Nothing beats the default: {seen}."),
+                (false, true) => format!(
+                    "Whether anything beats the default could not be told in the time: {seen}, so that a gain of up to {} \
+                     would go unseen; --budget gives more.",
+                    percent(unseen)
+                ),
+                (false, false) => format!(
+                    "Nothing is known to beat the default: {seen}, which is not above noise; a gain of up to {} would go \
+                     unseen.",
+                    percent(unseen)
+                ),
+            }
+        }
+        _ if result.tried < 2 => {
+            "The time was over before any other setting was launched: give more with --budget.".to_owned()
+        }
+        _ => format!(
+            "Nothing is known to beat the default: of {} settings launched none was faster than it by more than noise ({} \
+             from launch to launch).",
+            result.tried,
+            percent(found.ledger.scatter().deviation),
+        ),
+    }
 }
 
 /// What is said where no setting reached the target.

@@ -6,11 +6,13 @@
 
 mod answer;
 mod conf;
+mod confirm;
 mod forms;
 mod landscape;
 mod ledger;
 mod need;
 mod outlook;
+mod race;
 mod search;
 mod simulated;
 mod space;

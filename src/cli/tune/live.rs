@@ -55,6 +55,8 @@ pub(super) struct Live<'a> {
     own: (f64, usize),
     /// Launches of a sweep.
     whole: Option<usize>,
+    /// How long a launch may take.
+    most: Option<Seconds>,
 }
 
 impl<'a> Live<'a> {
@@ -94,6 +96,7 @@ impl<'a> Live<'a> {
             spent: 0.0,
             own: (0.0, 0),
             whole: None,
+            most: None,
         })
     }
 
@@ -205,6 +208,12 @@ impl<'a> Live<'a> {
         if self.reference.is_some() {
             // kernels and plans are cached by then
             plan.limits.meet_s = Seconds(plan.limits.meet_s.0.min(MEET_LIMIT.0));
+            if let Some(most) = self.most {
+                let limits = &mut plan.limits;
+                for limit in [&mut limits.meet_s, &mut limits.step_s, &mut limits.trial_s] {
+                    limit.0 = limit.0.min(most.0);
+                }
+            }
         }
         let stem = format!("{:04}_{}", self.next, ask.stage);
         let result = match ask.arm {
@@ -318,6 +327,10 @@ impl<'a> Live<'a> {
 
 impl Site for Live<'_> {
     type Error = Halt;
+
+    fn limit(&mut self, most: Seconds) {
+        self.most = Some(most);
+    }
 
     fn launch(&mut self, ask: &Ask) -> Result<Outcome, Halt> {
         if let Some(outcome) = self.replayed(ask)? {

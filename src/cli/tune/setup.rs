@@ -13,8 +13,8 @@ use crate::launch::{Fit, Launched, Wanted, plan};
 use crate::predict::{Alone, NcclVersion, from_topology};
 use crate::probe::transports;
 use crate::record::{
-    Arm, Device, Finding, FolderLock, Origin, Plan, RecordError, RunFolder, Setting, Share, TuneConditions, TuneHead,
-    TuneIdentity, TuneTrial, TuneWriter, read_rank_file, read_tune_file, tune_trials,
+    Arm, Device, Finding, FolderLock, NcclSettings, Origin, Plan, RecordError, RunFolder, Setting, Share,
+    TuneConditions, TuneHead, TuneIdentity, TuneTrial, TuneWriter, read_rank_file, read_tune_file, tune_trials,
 };
 use crate::topology::{PciAddress, PeerStatus, Topology};
 use crate::tune::{Applied, Host, KNOBS, Outlook, Space, apply, nccl_variables, topology_hash};
@@ -102,7 +102,7 @@ impl Setup {
                 }
             }
         };
-        let outlook = outlook(&session, &base);
+        let outlook = outlook(&session, &base, nccl.as_deref());
         let budget = args.budget.unwrap_or(Seconds(if args.quick { 90.0 } else { 1200.0 }));
         Ok(Ok(Self { session, base, head, budget, outlook, recorded, warnings, _lock: place.lock }))
     }
@@ -330,12 +330,15 @@ fn title(wanted: &Wanted, session: &Session) -> String {
     format!("{} on {ranks} {on}", wanted.config.model)
 }
 
-fn outlook(session: &Session, base: &Plan) -> Option<Outlook> {
+fn outlook(session: &Session, base: &Plan, nccl: Option<&str>) -> Option<Outlook> {
     if session.device == Device::Cpu || base.share_gpu {
         return None;
     }
     let board = from_topology(&session.look.topology, "this machine").ok()?.with_gpus(base.shares.len()).ok()?;
-    Some(Outlook::new(board, base.config.clone(), Alone::Step(base.step_estimate_s), NcclVersion::MODELLED))
+    let nccl = nccl.and_then(|version| version.parse().ok()).unwrap_or(NcclVersion::MODELLED);
+    let environment = nccl_variables(&base.nccl, &nccl_in_force(&session.look.topology, session.device));
+    let told = NcclSettings { environment, ..base.nccl.clone() };
+    Some(Outlook::new(board, base.config.clone(), Alone::Step(base.step_estimate_s), nccl).told(told))
 }
 
 /// What qualifies with a setting: all arms, at every number of ranks that was asked for.

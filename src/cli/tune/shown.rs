@@ -125,6 +125,7 @@ mod tests {
             cells: Vec::new(),
             knobs: Vec::new(),
             left_out: Vec::new(),
+            hopeless: Vec::new(),
             findings: Vec::new(),
             warnings: Vec::new(),
         };
