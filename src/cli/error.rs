@@ -56,13 +56,23 @@ pub(super) enum CliError {
     #[error(transparent)]
     #[diagnostic(help("`rigscale models` shows their sizes"))]
     Model(#[from] UnknownModel),
+    /// What an earlier search has left cannot be gone on with.
+    #[error("could not go on with the search")]
+    #[diagnostic(help("{advice}"))]
+    Search {
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
+        /// The way out.
+        advice: String,
+    },
     /// The flags ask for something that cannot be.
     #[error("{0}")]
     Usage(String),
     /// No GPU can be trained on.
     #[error("could not use a GPU")]
     #[diagnostic(help(
-        "`rigscale train --device cpu` trains on the cores of the host: it tests method and program, and says nothing about GPUs"
+        "the same command with --device cpu runs on the cores of the host: it tests method and program, and says nothing about GPUs"
     ))]
     Cuda(#[from] CudaError),
     /// No GPU can be measured.
@@ -94,12 +104,13 @@ impl CliError {
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Probe(error) => error.exit(),
-            Self::Record(error) if error.is_input() => Exit::Usage,
+            Self::Record(error) | Self::Search { source: error, .. } if error.is_input() => Exit::Usage,
             Self::Launch(LaunchError::Train(TrainError::Cuda(_) | TrainError::Device { .. })) => Exit::Fault,
             Self::Launch(LaunchError::Train(TrainError::Diverged { .. })) => Exit::Fault,
             Self::Launch(error) if error.is_refusal() => Exit::Usage,
             Self::Model(_) | Self::Predict(_) | Self::Topology(_) | Self::Usage(_) | Self::Analyze(_) => Exit::Usage,
             Self::Cuda(_) | Self::Unmeasurable(_) => Exit::Fault,
+            Self::Search { .. } => Exit::Failed,
             Self::Look(_) | Self::Record(_) | Self::Launch(_) | Self::Report(_) | Self::Terminal { .. } => Exit::Failed,
         }
     }

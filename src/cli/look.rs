@@ -1,13 +1,16 @@
 //! A machine asked and judged, with the transcript of what was asked, ready to be kept.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use miette::Diagnostic;
 use thiserror::Error;
 
 use crate::launch::{least_under_load, under_load};
-use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, probe, unjudged};
-use crate::record::{Finding, Findings, LinkLine, RecordError, SCHEMA, Unjudged, write_json, write_whole};
+use crate::probe::{Live, ProbeError, Recorder, Redactor, judge, nccl_settings, probe, unjudged};
+use crate::record::{
+    Device, Finding, Findings, LinkLine, NcclSettings, RecordError, SCHEMA, Severity, Unjudged, write_json, write_whole,
+};
 use crate::topology::{Lanes, PciAddress, Topology, TopologyError, to_yaml};
 
 /// What a look at a machine gives.
@@ -48,6 +51,22 @@ pub(super) fn nccl_variables() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("NCCL_")).collect()
 }
 
+/// NCCL's variables that hold for every rank before rigscale sets any: of the environment, else of the user's file, else of
+/// `/etc/nccl.conf`. What says nothing of how data travel is left out; ranks on CPUs have none.
+pub(super) fn nccl_in_force(topology: &Topology, device: Device) -> BTreeMap<String, String> {
+    let mut variables: BTreeMap<String, String> = BTreeMap::new();
+    if device == Device::Cpu {
+        return variables;
+    }
+    variables.extend(nccl_variables());
+    for setting in nccl_settings(topology) {
+        variables.entry(setting.name.to_owned()).or_insert_with(|| setting.value.to_owned());
+    }
+    let harmless = |name: &str| name.starts_with("NCCL_DEBUG") || ["NCCL_VERSION", "NCCL_CONF_FILE"].contains(&name);
+    variables.retain(|name, _| name.starts_with("NCCL_") && !harmless(name));
+    variables
+}
+
 impl Look {
     /// A topology judged.
     pub(super) fn of(topology: Topology, transcript: Option<String>) -> Self {
@@ -64,6 +83,21 @@ impl Look {
         let topology = probe(&machine)?;
         let transcript = Some(machine.transcript()?);
         Ok(Self::of(topology, transcript))
+    }
+
+    /// What is wrong with the settings of NCCL that ranks will find, those that rigscale is to set (`--nccl`) among them, by the
+    /// rules of the probe; nothing for ranks on CPUs.
+    pub(super) fn told(&self, nccl: &NcclSettings, device: Device) -> Vec<Finding> {
+        if device == Device::Cpu {
+            return Vec::new();
+        }
+        let mut topology = self.topology.clone();
+        let mut lines: Vec<String> = nccl.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        lines.extend(topology.software.nccl_environment.iter().flatten().cloned());
+        topology.software.nccl_environment = Ok(lines);
+        let of_settings = |it: &Finding| it.code.starts_with("nccl-") && it.severity != Severity::Note;
+        let rules = ["nccl-setting-ignored", "nccl-ll128-forced", "nccl-p2p-off"];
+        judge(&topology).into_iter().filter(|it| of_settings(it) && rules.contains(&it.code.as_str())).collect()
     }
 
     /// Takes what links showed while GPUs copied: topology and findings follow from it, and the transcript tells it as

@@ -1,14 +1,17 @@
 //! `rigscale qualify`: probe, calibrate, plan, launch, analyze, report, in a row, keeping every file between them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args as ClapArgs;
 
 use crate::launch::{Fit, Launched, Wanted, extended, plan};
-use crate::record::{Arm, Device, Field, Grade, Manifest, Outcome, Plan, Tuned, read_yaml, write_yaml};
+use crate::record::{
+    Arm, Device, Field, Grade, Manifest, NcclSettings, Outcome, Plan, TuneConditions, Tuned, read_yaml, write_yaml,
+};
 use crate::topology::PciAddress;
-use crate::tune::apply;
+use crate::tune::{apply, nccl_variables};
 use crate::units::Seconds;
 
 use super::measure::{Extent, measure_into};
@@ -191,12 +194,23 @@ fn take_settings(tuned: &Tuned, session: &mut Session, wanted: &mut Wanted, out:
     let setting = tuned.setting.to_string();
     out.remark(format!("settings of the plan: {setting}"));
     wanted.fields.push(Field { key: "Tuned".into(), value: setting });
-    let here = identity(wanted, session, installed_nccl(session.device)?);
+    let mut here = identity(wanted, session, installed_nccl(session.device)?);
+    own_conditions(tuned, &applied.nccl, &mut here.conditions);
     for difference in tuned.identity.differences(&here) {
         out.remark(format!("warning: the plan was tuned elsewhere: {difference}"));
         wanted.fields.push(Field { key: "Tuned elsewhere".into(), value: difference });
     }
     Ok(())
+}
+
+/// Takes out of what holds here what the plan itself has brought: its setting, which may also stand in a conf file by now.
+fn own_conditions(tuned: &Tuned, told: &NcclSettings, here: &mut TuneConditions) {
+    let own = nccl_variables(told, &BTreeMap::new());
+    here.environment
+        .retain(|name, value| tuned.identity.conditions.environment.contains_key(name) || own.get(name) != Some(value));
+    if !tuned.setting.of("gradients").is_empty() {
+        here.reduce_dtype = tuned.identity.conditions.reduce_dtype;
+    }
 }
 
 /// What a verdict may be called.
@@ -250,6 +264,34 @@ pub(super) fn parse_duration(text: &str) -> Result<Seconds, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Precision, Setting, TuneIdentity};
+
+    #[test]
+    fn what_the_plan_itself_sets_is_no_other_condition() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let identity = TuneIdentity {
+            nccl: None,
+            driver: None,
+            topology_sha256: String::new(),
+            device: Device::Cuda,
+            model: String::new(),
+            world: 2,
+            batch: 1,
+            context: 1,
+            accumulate: 1,
+            share_gpu: false,
+            conditions: TuneConditions { reduce_dtype: Some(Precision::F32), ..TuneConditions::default() },
+        };
+        let setting = Setting::default().with("gradients", "reduce-dtype=bf16");
+        let tuned = Tuned { identity, setting, gain: None };
+        let told = NcclSettings { max_ctas: Some(4), ..NcclSettings::default() };
+        let environment = BTreeMap::from([pair("NCCL_MAX_CTAS", "4"), pair("NCCL_NTHREADS", "128")]);
+        let reduce_dtype = Some(Precision::Bf16);
+        let mut here = TuneConditions { environment, reduce_dtype, ..TuneConditions::default() };
+        own_conditions(&tuned, &told, &mut here);
+        assert_eq!(here.environment, BTreeMap::from([pair("NCCL_NTHREADS", "128")]));
+        assert_eq!(here.reduce_dtype, Some(Precision::F32));
+    }
 
     #[test]
     fn durations_and_fields_are_read_as_people_write_them() {

@@ -21,6 +21,16 @@ const REPORTS: &str = "reports";
 /// Set by Ctrl-C, SIGTERM and SIGHUP.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// A machine that was looked at, and its shares; nothing is written yet.
+pub(super) struct Survey {
+    /// What computes.
+    pub(super) device: Device,
+    /// Shares of the machine.
+    pub(super) fit: Fit,
+    /// The machine.
+    pub(super) look: Look,
+}
+
 /// A look machine, a run folder that holds what was found, and shares of the machine.
 pub(super) struct Session {
     /// Where everything goes.
@@ -39,26 +49,23 @@ impl Session {
     /// # Errors
     /// The device cannot be trained on, the folder not written, or the machine not look.
     pub(super) fn open(workload: &Workload, place: Option<&Path>, out: &Output) -> Result<Self, CliError> {
-        let create = |topology: &Topology| match place {
+        let survey = Survey::of(workload, false, out)?;
+        let folder = match place {
             Some(place) => RunFolder::create_at(place),
-            None => RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(topology)),
-        };
-        Self::open_in(workload, create, out)
+            None => new_folder(&survey.look.topology),
+        }?;
+        survey.look.write(folder.path())?;
+        Ok(survey.settled(folder))
     }
+}
 
-    /// The same into a folder that is there already, with what it holds.
+impl Survey {
+    /// Probes the machine and shares it out for the numbers of ranks that are asked for; with `every_gpu` also for as many
+    /// as there are GPUs.
     ///
     /// # Errors
-    /// As [`Session::open`].
-    pub(super) fn reopen(workload: &Workload, place: &Path, out: &Output) -> Result<Self, CliError> {
-        Self::open_in(workload, |_| Ok(RunFolder::at(place)), out)
-    }
-
-    fn open_in(
-        workload: &Workload,
-        folder: impl FnOnce(&Topology) -> Result<RunFolder, RecordError>,
-        out: &Output,
-    ) -> Result<Self, CliError> {
+    /// The device cannot be trained on, nothing that was asked for fits, or the machine cannot be looked at.
+    pub(super) fn of(workload: &Workload, every_gpu: bool, out: &Output) -> Result<Self, CliError> {
         let config = workload.config(Device::Cpu)?;
         if let DataSource::File { path, .. } = &config.data {
             File::open(path).map_err(|error| CliError::Usage(format!("--data {path}: {error}")))?;
@@ -71,18 +78,34 @@ impl Session {
             Device::Cpu => cpu_shares(&look.topology.cores(), &workload.world),
             Device::Cuda => {
                 let gpus = chosen(&workload.gpus, &cuda_gpus()?)?;
-                gpu_shares(&places(&gpus, &look.topology), &look.topology.cores(), &workload.world, workload.share_gpu)
+                let all = (every_gpu && !workload.share_gpu).then_some(gpus.len());
+                let worlds: Vec<usize> = workload.world.iter().copied().chain(all).collect();
+                gpu_shares(&places(&gpus, &look.topology), &look.topology.cores(), &worlds, workload.share_gpu)
             }
         };
         if fit.worlds.is_empty() {
             let why: Vec<&str> = fit.skipped.iter().map(|skipped| skipped.why.as_str()).collect();
             return Err(CliError::Usage(format!("--world: nothing that was asked for fits: {}", why.join("; "))));
         }
-        let folder = folder(&look.topology)?;
-        look.write(folder.path())?;
-        Ok(Self { folder, device, fit, look })
+        Ok(Self { device, fit, look })
     }
 
+    /// The same with the folder that everything goes into; writes nothing into it.
+    pub(super) fn settled(self, folder: RunFolder) -> Session {
+        let Self { device, fit, look } = self;
+        Session { folder, device, fit, look }
+    }
+}
+
+/// A new folder under `reports`, named by time and machine.
+///
+/// # Errors
+/// It cannot be created.
+pub(super) fn new_folder(topology: &Topology) -> Result<RunFolder, RecordError> {
+    RunFolder::create(Path::new(REPORTS), jiff::Timestamp::now(), &machine_name(topology))
+}
+
+impl Session {
     /// Says on what will be trained.
     pub(super) fn announce(&self, out: &Output) {
         let cores = self.fit.shares.first().map_or(0, |share| share.cpus.len());

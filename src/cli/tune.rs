@@ -1,7 +1,10 @@
 //! `rigscale tune`: settings of NCCL and of the buckets that shorten the step, searched for, confirmed and kept.
 
+mod checked;
 mod keep;
 mod live;
+mod place;
+mod replay;
 mod setup;
 mod shown;
 mod simulate;
@@ -27,13 +30,13 @@ use super::{CliError, Exit, Output};
 ///
 /// Launches the training with one setting after another at the largest number of ranks, interleaved with the default,
 /// drops losers early, and holds the winner against the default on fresh launches. Keeps every launch, nccl.conf, a table
-/// for NCCL's example tuner plugin, exports and a plan for `rigscale qualify --plan`. Run again with the same folder, it
-/// goes on where it was interrupted.
+/// for NCCL's example tuner plugin where one can say it, exports and a plan for `rigscale qualify --plan`. Run again with the
+/// same folder, it goes on where it was interrupted or its time was over.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   rigscale tune --quick --device cpu --world 2      on two CPU ranks, in under 2 minutes
-  rigscale tune --budget 20m -o reports/tuned       on all GPUs; the same command goes on after Ctrl-C
+  rigscale tune --budget 20m -o reports/tuned       on all GPUs; the same command goes on after Ctrl-C, or with more time
   rigscale qualify --plan reports/tuned/plan.yaml   grades with what was found
   rigscale tune --sweep --launches 5 -o landscape   every setting of a grid, for scripts/bench-tune
 
@@ -51,11 +54,11 @@ pub(super) struct Args {
     quick: bool,
 
     /// Time for all launches: 20m, or 90s with --quick, if not given
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "sweep")]
     budget: Option<Seconds>,
 
     /// Settings that may be launched: 15 % of the space, but 12 to 40, if not given
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    #[arg(long, value_name = "COUNT", conflicts_with = "sweep", value_parser = clap::value_parser!(u32).range(2..=10_000))]
     settings: Option<u32>,
 
     /// Efficiency that is wanted
@@ -106,14 +109,12 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<Exit, CliError> {
         true => sweep::run(args, &setup, &mut live, out),
         false => hunt(args, &setup, &mut live, out),
     };
+    live.finish();
     match done {
         Ok(exit) => Ok(exit),
-        Err(Halt::Interrupted) => {
-            let place = setup.session.folder.path().display();
-            out.remark(format!("interrupted; the same command with -o {place} goes on"));
-            Ok(Exit::Interrupted)
-        }
+        Err(Halt::Interrupted) => Ok(setup::interrupted(&setup.session.folder, out)),
         Err(Halt::Failed(error)) => Err(*error),
+        Err(Halt::Again) => unreachable!("a search that its log led astray begins again by itself"),
     }
 }
 
@@ -123,7 +124,7 @@ fn limits(args: &Args, setup: &Setup) -> Limits {
     Limits {
         settings: args.settings.map_or(share.clamp(12, 40), |settings| settings as usize),
         rounds: if args.quick { 4 } else { 8 },
-        looks: if args.quick { vec![4, 8] } else { vec![5, 10, 20] },
+        looks: if args.quick { vec![4, 8, 16] } else { vec![5, 10, 20] },
         budget: setup.budget,
         seed: setup.head.seed,
         // beside others on one GPU a share alone says nothing of an efficiency
@@ -146,10 +147,19 @@ fn hunt(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> Result<Exi
         setup.budget
     ));
     let outlook = |setting: &Setting| setup.outlook.as_ref()?.step(setting).map(|step| step.0);
-    let found = search(&setup.space(), &limits, &outlook, live)?;
+    let found = loop {
+        match search(&setup.space(), &limits, &outlook, live) {
+            Err(Halt::Again) => live.again(),
+            done => break done?,
+        }
+    };
     live.finish();
+    if setup.budget < found.spent && found.ledger.tried() < 3 {
+        let (spent, budget) = (found.spent, setup.budget);
+        out.remark(format!("the launches that cannot be left out took {spent}, more than the {budget} of --budget"));
+    }
     if found.ended == Ended::DefaultFailed {
-        let finding = found.ledger.cell(&Setting::default()).and_then(|cell| cell.fault.clone());
+        let finding = found.ledger.cell(&Setting::default()).and_then(|cell| cell.faults.last().cloned());
         let finding = finding.ok_or_else(|| CliError::Usage("nothing could be launched in the time given".into()))?;
         return Ok(super::train::failed(&setup.session.folder, &setup.base.config.model, finding, out)?);
     }
@@ -164,6 +174,8 @@ fn hunt(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> Result<Exi
         target: args.target,
         bucket_bytes: setup.base.config.bucket_bytes,
         need,
+        channels: setup.channels(&found.best)?,
+        warnings: setup.warnings.clone(),
     };
     let answer = answer(&found, &binding)
         .ok_or_else(|| CliError::Usage("--budget: no launch of the default fitted the time".into()))?;
@@ -171,7 +183,11 @@ fn hunt(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> Result<Exi
     out.emit(&shown::Shown { result: &answer.result })
         .map_err(|source| CliError::Terminal { attempt: "print the answer", source })?;
     let place = setup.session.folder.path();
-    out.remark(format!("written to {0}: tune.html, nccl.conf, settings.sh, tuner.csv, plan.yaml", place.display()));
+    let (table, why) = match &answer.tuner_csv {
+        Ok(_) => (", tuner.csv", String::new()),
+        Err(why) => ("", format!("; no tuner.csv: {why}")),
+    };
+    out.remark(format!("written to {}: tune.html, nccl.conf, settings.sh, plan.yaml{table}{why}", place.display()));
     Ok(Exit::Pass)
 }
 

@@ -92,6 +92,13 @@ pub enum RecordError {
         /// Where.
         path: PathBuf,
     },
+    /// Another process writes there.
+    #[error("another rigscale works in {}", path.display())]
+    #[diagnostic(help("wait for it to end, or name another folder with -o"))]
+    Busy {
+        /// Where.
+        path: PathBuf,
+    },
     /// A file of ours was changed after rigscale wrote it.
     #[error("{} was changed after rigscale wrote it, as manifest.json shows", path.display())]
     #[diagnostic(help("`rigscale analyze` computes it again from the evidence"))]

@@ -1,7 +1,7 @@
 //! A run folder: where each file lies, and the folder read whole.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,12 @@ pub const GPU_FILE: &str = "gpu.jsonl";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFolder {
     path: PathBuf,
+}
+
+/// A folder that this process holds: a lock of the kernel (`flock`), which ends with the process whatever becomes of it.
+#[derive(Debug)]
+pub struct FolderLock {
+    _folder: File,
 }
 
 /// What a run folder holds, checked line by line.
@@ -109,6 +115,20 @@ impl RunFolder {
     #[must_use]
     pub fn at(path: &Path) -> Self {
         Self { path: path.into() }
+    }
+
+    /// Keeps other processes from writing here, for as long as the lock lives; where the file system knows no locks, nobody
+    /// is kept away.
+    ///
+    /// # Errors
+    /// [`RecordError::Busy`] where another process holds the folder; [`RecordError::File`] where it cannot be opened.
+    pub fn lock(&self) -> Result<FolderLock, RecordError> {
+        let fail = |source| RecordError::File { attempt: "read", path: self.path.clone(), source };
+        let folder = File::open(&self.path).map_err(fail)?;
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(RecordError::Busy { path: self.path.clone() }),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(FolderLock { _folder: folder }),
+        }
     }
 
     /// An existing run folder.
@@ -395,6 +415,17 @@ mod tests {
         assert!(error.is_input() && error.to_string().contains("exists and is not an empty folder"), "{error}");
         let error = RunFolder::create_at(&base.path().join("thesis.tex")).unwrap_err();
         assert!(error.is_input(), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_held_by_one_at_a_time() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RunFolder::at(base.path());
+        let held = folder.lock().unwrap();
+        let error = folder.lock().unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("another rigscale"), "{error}");
+        drop(held);
+        folder.lock().unwrap();
     }
 
     #[test]

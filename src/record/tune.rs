@@ -11,7 +11,7 @@ use crate::units::{Bytes, BytesPerSecond, Seconds};
 
 use super::file::json;
 use super::jsonl::{LineFile, Lines, check_schema, parse, wrong};
-use super::{Arm, Device, Finding, Interval, Origin, RecordError, SCHEMA};
+use super::{Arm, Device, Finding, Interval, Origin, Precision, RecordError, SCHEMA};
 
 /// No log of trials is larger: a launch is a line of some 300 bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -86,6 +86,43 @@ pub struct TuneIdentity {
     /// Whether the ranks share one GPU.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub share_gpu: bool,
+    /// What else holds while it is so.
+    #[serde(default, skip_serializing_if = "TuneConditions::are_plain")]
+    pub conditions: TuneConditions,
+}
+
+/// Under what a result was found, beside versions and sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TuneConditions {
+    /// PCI addresses of the GPUs, in the order of ranks; none on CPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
+    /// What gradients are summed in with everything left alone; none where it is what they are kept in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_dtype: Option<Precision>,
+    /// Stage of ZeRO.
+    #[serde(default)]
+    pub zero: usize,
+    /// Whether blocks were computed again in the backward pass.
+    #[serde(default)]
+    pub recompute: bool,
+    /// NCCL's variables that were set already, by the environment or NCCL's conf files; none on CPUs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+impl TuneConditions {
+    fn are_plain(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// NCCL's variables as one text.
+    #[must_use]
+    pub fn variables(&self) -> String {
+        let words: Vec<String> = self.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        if words.is_empty() { "nothing".to_owned() } else { words.join(" ") }
+    }
 }
 
 impl TuneIdentity {
@@ -94,6 +131,7 @@ impl TuneIdentity {
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let word = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
         let short = |hash: &str| hash.chars().take(12).collect::<String>();
+        let kept = |dtype: Option<Precision>| dtype.map_or("what they are kept in".to_owned(), |it| format!("{it:?}"));
         let rows = [
             ("NCCL", word(&self.nccl), word(&other.nccl)),
             ("driver", word(&self.driver), word(&other.driver)),
@@ -105,6 +143,11 @@ impl TuneIdentity {
             ("context", self.context.to_string(), other.context.to_string()),
             ("accumulation", self.accumulate.to_string(), other.accumulate.to_string()),
             ("one GPU shared", self.share_gpu.to_string(), other.share_gpu.to_string()),
+            ("GPUs", self.conditions.gpus.join(", "), other.conditions.gpus.join(", ")),
+            ("gradients summed in", kept(self.conditions.reduce_dtype), kept(other.conditions.reduce_dtype)),
+            ("ZeRO", self.conditions.zero.to_string(), other.conditions.zero.to_string()),
+            ("recomputation", self.conditions.recompute.to_string(), other.conditions.recompute.to_string()),
+            ("NCCL's environment and conf files", self.conditions.variables(), other.conditions.variables()),
         ];
         let differ = rows.into_iter().filter(|(_, here, there)| here != there);
         differ.map(|(what, here, there)| format!("{what}: tuned with {here}, used with {there}")).collect()
@@ -356,6 +399,9 @@ pub struct TuneResult {
     /// Share of the default's step time that the best saves, with its interval; none where the best is the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gain: Option<Interval>,
+    /// The second look at what won the search, whether it was confirmed or not; none where nothing looked better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<TuneConfirmed>,
     /// Efficiency that is wanted.
     pub target: f64,
     /// What the exchange of gradients would have to carry for it, and what it does.
@@ -375,8 +421,38 @@ pub struct TuneResult {
     pub knobs: Vec<TuneKnob>,
     /// What was left out of it, and why.
     pub left_out: Vec<TuneLeftOut>,
+    /// Settings that were not launched, as the model of the machine holds them for far slower than others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hopeless: Vec<TunePredicted>,
     /// What went wrong in launches.
     pub findings: Vec<Finding>,
+    /// What is wrong with NCCL's settings that were there already, by what the probe knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Finding>,
+}
+
+/// A setting with the step that the model predicts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunePredicted {
+    /// The setting.
+    pub setting: Setting,
+    /// Predicted step.
+    pub step_s: Seconds,
+}
+
+/// A setting held against the default in pairs of fresh launches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TuneConfirmed {
+    /// What was held against the default.
+    pub setting: Setting,
+    /// Steps of the default and of the setting, pair by pair.
+    pub pairs: Vec<(Seconds, Seconds)>,
+    /// Share of the default's step that it saves, with its interval over all looks.
+    pub gain: Interval,
+    /// Whether that is taken for a gain.
+    pub accepted: bool,
 }
 
 /// How a setting stands.
@@ -470,6 +546,7 @@ mod tests {
             context: 64,
             accumulate: 1,
             share_gpu: false,
+            conditions: TuneConditions::default(),
         };
         let knob = TuneKnob { name: "bucket".into(), choices: vec!["bucket-mib=1".into()], ordered: true };
         let begun = TuneHead::begun(Origin::Measured, "t".into(), identity, jiff::Timestamp::UNIX_EPOCH);
@@ -575,6 +652,16 @@ mod tests {
         let identity = head().identity;
         let other = TuneIdentity { driver: Some("580".into()), world: 4, ..identity.clone() };
         assert_eq!(identity.differences(&other).len(), 2);
+        let conditions = TuneConditions {
+            zero: 1,
+            recompute: true,
+            gpus: vec!["0000:41:00.0".into()],
+            reduce_dtype: Some(Precision::Bf16),
+            environment: BTreeMap::from([("NCCL_MAX_CTAS".into(), "4".into())]),
+        };
+        let differ = identity.differences(&TuneIdentity { conditions, ..identity.clone() });
+        assert_eq!(differ.len(), 5, "{differ:?}");
+        assert!(differ[4].contains("tuned with nothing, used with NCCL_MAX_CTAS=4"), "{differ:?}");
         assert!(identity.differences(&identity).is_empty());
     }
 }

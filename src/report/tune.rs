@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::record::{Origin, TuneResult};
+use crate::record::{Device, Origin, TuneConfirmed, TunePredicted, TuneResult};
 use crate::stats::median;
 use crate::units::Seconds;
 
@@ -20,6 +20,7 @@ pub(super) struct TunePage {
     setting: String,
     facts: Vec<(String, String)>,
     charts: Vec<Shown>,
+    confirmed: Option<Held>,
     cells: Vec<Row>,
     left_out: Vec<(String, String)>,
     findings: Vec<(String, String, String)>,
@@ -34,11 +35,18 @@ struct Shown {
     caption: &'static str,
 }
 
+/// The second look: pairs of fresh launches, pair by pair.
+#[derive(Debug, Serialize)]
+struct Held {
+    setting: String,
+    outcome: String,
+    pairs: Vec<(String, String, String)>,
+}
+
 #[derive(Debug, Serialize)]
 struct Row {
     setting: String,
     step: String,
-    than_default: String,
     launches: usize,
     stage: String,
     fate: String,
@@ -69,10 +77,11 @@ fn page(result: &TuneResult, charts: &[Chart]) -> TunePage {
     };
     TunePage {
         title: format!("Tuning {}", result.identity.model),
-        kicker: match result.origin {
-            Origin::Measured => "measured",
-            Origin::Simulated => "simulated: no hardware took part",
-            Origin::SharedGpu => "ranks on one GPU: a laboratory",
+        kicker: match (result.origin, result.identity.device) {
+            (Origin::Measured, Device::Cpu) => "CPU ranks: says nothing about GPUs",
+            (Origin::Measured, Device::Cuda) => "measured",
+            (Origin::Simulated, _) => "simulated: no hardware took part",
+            (Origin::SharedGpu, _) => "ranks on one GPU: a laboratory",
         },
         class: if result.gain.is_some() { "good" } else { "none" },
         headline: saved.unwrap_or_else(|| "No gain".to_owned()),
@@ -88,11 +97,13 @@ fn page(result: &TuneResult, charts: &[Chart]) -> TunePage {
                 caption: chart.caption,
             })
             .collect(),
+        confirmed: result.confirmed.as_ref().map(held),
         cells: rows(result),
-        left_out: result.left_out.iter().map(|it| (it.what.clone(), it.why.clone())).collect(),
+        left_out: left_out(result),
         findings: result
             .findings
             .iter()
+            .chain(&result.warnings)
             .map(|finding| (finding.code.clone(), finding.seen.clone(), finding.remedy.clone()))
             .collect(),
         footer: format!("rigscale {}; {}", result.rigscale, result.ended),
@@ -114,6 +125,34 @@ fn facts(result: &TuneResult) -> Vec<(String, String)> {
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// The pairs of the second look, each with what its second launch took longer than its first.
+fn held(confirmed: &TuneConfirmed) -> Held {
+    let percent = |share: f64| format!("{:+.1} %", share * 100.0);
+    let gain = confirmed.gain;
+    let verdict = if confirmed.accepted { "a gain" } else { "not taken for a gain" };
+    Held {
+        setting: confirmed.setting.to_string(),
+        outcome: format!(
+            "saves {:.1} % of a step (95 % interval {:.1} % to {:.1} %): {verdict}",
+            gain.estimate * 100.0,
+            gain.low * 100.0,
+            gain.high * 100.0
+        ),
+        pairs: confirmed
+            .pairs
+            .iter()
+            .map(|(first, second)| (first.to_string(), second.to_string(), percent(second.0 / first.0 - 1.0)))
+            .collect(),
+    }
+}
+
+/// What was not offered, and what the model kept from being launched.
+fn left_out(result: &TuneResult) -> Vec<(String, String)> {
+    let offered = result.left_out.iter().map(|it| (it.what.clone(), it.why.clone()));
+    let predicted = |it: &TunePredicted| format!("not launched: predicted to take {}", it.step_s);
+    offered.chain(result.hopeless.iter().map(|it| (it.setting.to_string(), predicted(it)))).collect()
+}
+
 fn rows(result: &TuneResult) -> Vec<Row> {
     let row = |cell: &crate::record::TuneCell| {
         let steps: Vec<f64> = cell.steps_s.iter().map(|step| step.0).collect();
@@ -121,9 +160,6 @@ fn rows(result: &TuneResult) -> Vec<Row> {
         Row {
             setting: cell.setting.to_string(),
             step: step.map_or_else(|| "—".to_owned(), |step| Seconds(step).to_string()),
-            than_default: step
-                .filter(|_| !cell.setting.is_default())
-                .map_or_else(String::new, |step| format!("{:+.1} %", (step / result.default.step_s.0 - 1.0) * 100.0)),
             launches: steps.len(),
             stage: cell.stage.clone(),
             fate: cell.fate.clone(),
@@ -135,7 +171,9 @@ fn rows(result: &TuneResult) -> Vec<Row> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::record::{Device, Interval, Setting, TuneCell, TuneIdentity, TuneLeftOut, TuneStanding};
+    use crate::record::{
+        Device, Interval, Setting, TuneCell, TuneConditions, TuneConfirmed, TuneIdentity, TuneLeftOut, TuneStanding,
+    };
     use crate::units::Bytes;
 
     /// A result with four bucket sizes and a setting that failed.
@@ -163,6 +201,7 @@ pub(super) mod tests {
                 context: 128,
                 accumulate: 1,
                 share_gpu: false,
+                conditions: TuneConditions::default(),
             },
             sentences: vec!["bucket-mib=4 saves 5.0 %.".into(), "It holds here.".into()],
             ended: "no knob promised more".into(),
@@ -170,6 +209,12 @@ pub(super) mod tests {
             default: TuneStanding { setting: default.clone(), step_s: Seconds(0.02), efficiency: None },
             best: TuneStanding { setting: best.clone(), step_s: Seconds(0.019), efficiency: None },
             gain: Some(Interval { estimate: 0.05, low: 0.03, high: 0.07 }),
+            confirmed: Some(TuneConfirmed {
+                setting: best.clone(),
+                pairs: vec![(Seconds(0.02), Seconds(0.019)), (Seconds(0.021), Seconds(0.0199))],
+                gain: Interval { estimate: 0.05, low: 0.03, high: 0.07 },
+                accepted: true,
+            }),
             target: 0.9,
             need: None,
             space: 64,
@@ -185,7 +230,9 @@ pub(super) mod tests {
             ],
             knobs: Vec::new(),
             left_out: vec![TuneLeftOut { what: "NCCL_PROTO=LL128".into(), why: "never".into() }],
+            hopeless: Vec::new(),
             findings: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -197,7 +244,8 @@ pub(super) mod tests {
         assert!(names.contains(&"charts/trials.svg") && names.contains(&"charts/buckets.png"), "{names:?}");
         let html = String::from_utf8(rendered.files[0].1.clone()).unwrap();
         assert!(!html.contains("<b>llama") && html.contains("NCCL_P2P_DISABLE=1") && html.contains("LL128"));
-        assert!(html.contains("-5.0 %"), "the best beside the default");
+        assert!(html.contains("-5.0 %") && html.contains("-5.2 %"), "the confirmation is shown pair by pair");
+        assert!(html.contains("says nothing about GPUs"), "as every page of CPU ranks");
         let mut wrong = result();
         wrong.default.step_s = Seconds(f64::NAN);
         assert!(matches!(tune_page(&wrong), Err(ReportError::NotFinite { .. })));

@@ -3,13 +3,15 @@
 use sha2::{Digest, Sha256};
 
 use crate::record::{
-    Device, Finding, NcclSettings, SCHEMA, Setting, TrainConfig, TuneCell, TuneHead, TuneNeed, TuneResult, TuneStanding,
+    Device, Finding, SCHEMA, Setting, TuneCell, TuneConfirmed, TuneHead, TuneNeed, TunePredicted, TuneResult,
+    TuneStanding,
 };
 use crate::topology::{LinkEnd, Reading, Topology};
 use crate::units::{Bytes, Seconds};
 
-use super::conf::{Line, write_conf};
-use super::search::{Ended, Found};
+use super::forms::{Forms, bound};
+use super::race::INDIFFERENT;
+use super::search::{Confirmed, Ended, Found};
 use super::space::{Applied, Space};
 
 /// What an answer says beside what was found.
@@ -25,6 +27,10 @@ pub struct Binding<'a> {
     pub bucket_bytes: Bytes,
     /// Bandwidth that the target needs and that there is; not told of CPU ranks, between which no link lies.
     pub need: Option<TuneNeed>,
+    /// Channels of collectives with the best setting, as NCCL's log told them; none where it did not.
+    pub channels: Option<u32>,
+    /// What is wrong with NCCL's settings that were there already.
+    pub warnings: Vec<Finding>,
 }
 
 /// The answer in every form.
@@ -34,8 +40,8 @@ pub struct Answer {
     pub result: TuneResult,
     /// `nccl.conf`.
     pub nccl_conf: String,
-    /// `tuner.csv`, for NCCL's example tuner plugin.
-    pub tuner_csv: String,
+    /// `tuner.csv`, for NCCL's example tuner plugin, or why no table does what was measured.
+    pub tuner_csv: Result<String, String>,
     /// `settings.sh`.
     pub exports: String,
 }
@@ -64,6 +70,7 @@ pub fn answer(found: &Found, binding: &Binding<'_>) -> Option<Answer> {
         default: standing(&Setting::default(), default_step, 0),
         best: standing(&found.best, best_step, 1),
         gain: found.confirmed.as_ref().filter(|it| it.accepted).map(|it| it.gain),
+        confirmed: found.confirmed.as_ref().map(confirmed),
         target: binding.target,
         need: binding.need.filter(|_| short && head.identity.device == Device::Cuda),
         space: Space { knobs: head.knobs.clone(), left_out: Vec::new() }.size(),
@@ -73,26 +80,40 @@ pub fn answer(found: &Found, binding: &Binding<'_>) -> Option<Answer> {
         cells: cells(found),
         knobs: head.knobs.clone(),
         left_out: head.left_out.clone(),
-        findings: findings(found),
+        hopeless: found.hopeless.iter().map(predicted).collect(),
+        findings: found.ledger.faults().map(|(_, finding)| finding.clone()).collect(),
+        warnings: binding.warnings.clone(),
     };
     result.sentences = sentences(found, &result);
-    let variables = variables(&binding.applied.nccl);
-    Some(Answer {
-        nccl_conf: conf(&result, &variables, &binding.applied.config),
-        tuner_csv: csv(&result, binding.applied),
-        exports: exports(&result, &variables, binding.applied),
-        result,
-    })
+    let forms = Forms { result: &result, applied: binding.applied, channels: binding.channels };
+    let (nccl_conf, tuner_csv, exports) = (forms.conf(), forms.csv(), forms.exports());
+    Some(Answer { result, nccl_conf, tuner_csv, exports })
+}
+
+fn confirmed(it: &Confirmed) -> TuneConfirmed {
+    TuneConfirmed { setting: it.setting.clone(), pairs: it.pairs.clone(), gain: it.gain, accepted: it.accepted }
 }
 
 fn ended(found: &Found, head: &TuneHead) -> String {
     let tried = found.ledger.tried();
     match found.ended {
-        Ended::Settled => format!("no knob promised more after {tried} settings"),
-        Ended::Settings => format!("{tried} settings were launched, as many as allowed"),
-        Ended::Time => format!("the time was over after {tried} settings; the same folder with more time goes on"),
+        Ended::Settled => format!("no knob promised more after {tried} settings{}", unturned(found, head)),
+        Ended::Settings => {
+            format!("{tried} settings were launched, as many as allowed{}", unturned(found, head))
+        }
+        Ended::Time => format!(
+            "the time was over after {tried} settings{}; the same folder with more time goes on",
+            unturned(found, head)
+        ),
         Ended::DefaultFailed => format!("{} could not be launched with everything left alone", head.identity.model),
     }
+}
+
+/// The knobs that no launch has turned, in words; nothing where each was.
+fn unturned(found: &Found, head: &TuneHead) -> String {
+    let turned = |knob: &str| found.ledger.cells().any(|(setting, _)| !setting.of(knob).is_empty());
+    let names: Vec<&str> = head.knobs.iter().map(|knob| knob.name.as_str()).filter(|knob| !turned(knob)).collect();
+    if names.is_empty() { String::new() } else { format!(", without turning {}", names.join(", ")) }
 }
 
 fn cells(found: &Found) -> Vec<TuneCell> {
@@ -105,8 +126,13 @@ fn cells(found: &Found) -> Vec<TuneCell> {
     found.ledger.cells().map(cell).collect()
 }
 
-fn findings(found: &Found) -> Vec<Finding> {
-    found.ledger.cells().filter_map(|(_, cell)| cell.fault.clone()).collect()
+fn predicted((setting, step): &(Setting, Seconds)) -> TunePredicted {
+    TunePredicted { setting: setting.clone(), step_s: *step }
+}
+
+/// Words with an end.
+fn sentence(words: &str) -> String {
+    format!("{}.", words.trim_end_matches('.'))
 }
 
 fn percent(share: f64) -> String {
@@ -116,33 +142,9 @@ fn percent(share: f64) -> String {
 fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
     let ranks = result.identity.world;
     let mut said = Vec::new();
-    match (&found.confirmed, &result.gain) {
-        (Some(_), Some(gain)) => said.push(format!(
-            "{} saves {} of the default's step ({} to {}, 95 % interval on fresh launches): {} instead of {}.",
-            result.best.setting,
-            percent(gain.estimate),
-            percent(gain.low),
-            percent(gain.high),
-            result.best.step_s,
-            result.default.step_s,
-        )),
-        (Some(other), None) => said.push(format!(
-            "Nothing beats the default: {} looked best, and saved {} on fresh launches (95 % interval {} to {}), which is \
-             not above noise.",
-            other.setting,
-            percent(other.gain.estimate),
-            percent(other.gain.low),
-            percent(other.gain.high),
-        )),
-        _ if result.tried < 2 => {
-            said.push("The time was over before any other setting was launched: give more with --budget.".to_owned());
-        }
-        _ => said.push(format!(
-            "Nothing beats the default: of {} settings launched none was faster than it by more than noise ({} from \
-             launch to launch).",
-            result.tried,
-            percent(found.ledger.scatter().deviation),
-        )),
+    said.push(verdict(found, result));
+    for setting in &found.failed_again {
+        said.push(format!("{setting} had looked best, but failed when it was launched again, and is out."));
     }
     if let (Some(default), Some(best)) = (result.default.efficiency, result.best.efficiency) {
         let text = |it: crate::record::Interval| format!("{:.3} ({:.3} to {:.3})", it.estimate, it.low, it.high);
@@ -152,12 +154,68 @@ fn sentences(found: &Found, result: &TuneResult) -> Vec<String> {
         });
     }
     said.extend(short_of(result));
-    if !result.findings.is_empty() {
-        let words: Vec<&str> = result.findings.iter().map(|finding| finding.code.as_str()).collect();
-        said.push(format!("{} of the settings failed: {}.", words.len(), words.join(", ")));
+    let failed: Vec<String> =
+        found.ledger.faults().map(|(setting, finding)| format!("{setting} ({})", finding.code)).collect();
+    if !failed.is_empty() {
+        let launches = if failed.len() == 1 { "launch" } else { "launches" };
+        said.push(format!("{} {launches} failed: {}.", failed.len(), failed.join("; ")));
+    }
+    for warning in &result.warnings {
+        said.push(format!("Set already: {} {}", sentence(&warning.seen), warning.remedy));
+    }
+    if result.identity.device == Device::Cpu {
+        said.push("CPU ranks: this says nothing about GPUs.".to_owned());
     }
     said.push(format!("The result holds for {}.", bound(result)));
     said
+}
+
+/// What was found, in one sentence that claims no more than was seen.
+fn verdict(found: &Found, result: &TuneResult) -> String {
+    match (&found.confirmed, &result.gain) {
+        (Some(_), Some(gain)) => format!(
+            "{} saves {} of the default's step ({} to {}, 95 % interval on fresh launches): {} instead of {}.",
+            result.best.setting,
+            percent(gain.estimate),
+            percent(gain.low),
+            percent(gain.high),
+            result.best.step_s,
+            result.default.step_s,
+        ),
+        (Some(other), None) => {
+            let seen = format!(
+                "{} looked best, and saved {} on {} pairs of fresh launches (95 % interval {} to {})",
+                other.setting,
+                percent(other.gain.estimate),
+                other.pairs.len(),
+                percent(other.gain.low),
+                percent(other.gain.high),
+            );
+            let unseen = other.gain.high.max(0.0);
+            match (unseen < INDIFFERENT, other.cut_short) {
+                (true, _) => format!("Nothing beats the default: {seen}."),
+                (false, true) => format!(
+                    "Whether anything beats the default could not be told in the time: {seen}, so that a gain of up to {} \
+                     would go unseen; --budget gives more.",
+                    percent(unseen)
+                ),
+                (false, false) => format!(
+                    "Nothing is known to beat the default: {seen}, which is not above noise; a gain of up to {} would go \
+                     unseen.",
+                    percent(unseen)
+                ),
+            }
+        }
+        _ if result.tried < 2 => {
+            "The time was over before any other setting was launched: give more with --budget.".to_owned()
+        }
+        _ => format!(
+            "Nothing is known to beat the default: of {} settings launched none was faster than it by more than noise ({} \
+             from launch to launch).",
+            result.tried,
+            percent(found.ledger.scatter().deviation),
+        ),
+    }
 }
 
 /// What is said where no setting reached the target.
@@ -183,113 +241,8 @@ fn short_of(result: &TuneResult) -> Option<String> {
     })
 }
 
-/// What a result is bound to, in a line.
-fn bound(result: &TuneResult) -> String {
-    let identity = &result.identity;
-    let sequences = if identity.batch == 1 { "sequence" } else { "sequences" };
-    let mut words = vec![format!(
-        "{} with {} {sequences} of {} tokens on {} ranks",
-        identity.model, identity.batch, identity.context, identity.world
-    )];
-    words.extend(identity.nccl.as_ref().map(|version| format!("NCCL {version}")));
-    words.extend(identity.driver.as_ref().map(|version| format!("driver {version}")));
-    words.push(format!("topology {}", identity.topology_sha256.chars().take(12).collect::<String>()));
-    words.join(", ")
-}
-
-/// What NCCL is told, all as variables of its environment.
-fn variables(nccl: &NcclSettings) -> Vec<(String, String)> {
-    let number = |name: &str, value: Option<u32>| value.map(|value| (name.to_owned(), value.to_string()));
-    let mut all: Vec<(String, String)> = nccl.environment.clone().into_iter().collect();
-    all.extend(number("NCCL_MIN_CTAS", nccl.min_ctas));
-    all.extend(number("NCCL_MAX_CTAS", nccl.max_ctas));
-    all.extend(number("NCCL_CGA_CLUSTER_SIZE", nccl.cga_cluster_size));
-    all.extend(number("NCCL_CTA_POLICY", nccl.cta_policy));
-    all
-}
-
-/// Where the settings come from, in lines.
-fn provenance(result: &TuneResult, config: &TrainConfig) -> Vec<String> {
-    let mut lines = vec![
-        format!("found by rigscale {} tune, {:?}", result.rigscale, result.origin).to_lowercase(),
-        format!("holds for {}", bound(result)),
-        format!("topology sha256 {}", result.identity.topology_sha256),
-    ];
-    lines.extend(result.sentences.first().cloned());
-    lines.push(format!(
-        "buckets of the training: {}, the first {} (torch: bucket_cap_mb={:.4})",
-        config.bucket_bytes,
-        config.first_bucket_bytes,
-        config.bucket_bytes.0 as f64 / f64::from(1 << 20),
-    ));
-    lines
-}
-
-fn conf(result: &TuneResult, variables: &[(String, String)], config: &TrainConfig) -> String {
-    let mut lines: Vec<Line> = provenance(result, config).into_iter().map(Line::Remark).collect();
-    lines.push(Line::Remark("copy to ~/.nccl.conf or /etc/nccl.conf, or name it in NCCL_CONF_FILE".into()));
-    if variables.is_empty() {
-        let why = match result.identity.device {
-            Device::Cpu => "nothing is set: CPU ranks use no NCCL",
-            Device::Cuda => "nothing is set: NCCL's own choices are the best that was found",
-        };
-        lines.push(Line::Remark(why.into()));
-    }
-    lines.extend(variables.iter().map(|(name, value)| Line::Set { name: name.clone(), value: value.clone() }));
-    write_conf(&lines)
-}
-
-/// A word of the shell, whatever it holds.
-fn quoted(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "'\\''"))
-}
-
-fn exports(result: &TuneResult, variables: &[(String, String)], applied: &Applied) -> String {
-    let mut text = String::from("# source this before the training\n");
-    for line in provenance(result, &applied.config) {
-        text.push_str(&format!("# {line}\n"));
-    }
-    for (name, value) in variables {
-        text.push_str(&format!("export {name}={}\n", quoted(value)));
-    }
-    if let Some(threads) = applied.threads {
-        text.push_str(&format!("export OMP_NUM_THREADS={threads}\n"));
-    }
-    text
-}
-
-/// The table of NCCL's example tuner plugin (`plugins/tuner/example`): one row for the sizes of the training's buckets,
-/// where the plugin can set anything. It must name a protocol; where none was chosen it is Simple, which NCCL takes at
-/// these sizes on PCIe.
-fn csv(result: &TuneResult, applied: &Applied) -> String {
-    let mut text = String::from(
-        "# for NCCL's example tuner plugin: NCCL_TUNER_PLUGIN, NCCL_TUNER_CONFIG_FILE\n\
-         # collective_type,min_bytes,max_bytes,algorithm,protocol,channels,nNodes,nRanks,numPipeOps,regBuff\n",
-    );
-    for line in provenance(result, &applied.config) {
-        text.push_str(&format!("# {}\n", line.replace(',', ";")));
-    }
-    let told = |name: &str| applied.nccl.environment.get(name).map(|value| value.to_ascii_lowercase());
-    let (algorithm, protocol, channels) = (told("NCCL_ALGO"), told("NCCL_PROTO"), applied.nccl.max_ctas);
-    if algorithm.is_none() && protocol.is_none() && channels.is_none() {
-        text.push_str("# no row: nothing was found that the plugin sets\n");
-        return text;
-    }
-    let element = applied.config.reduced_bytes().0;
-    let sizes = applied.config.bucket_layout().buckets.into_iter().map(|bucket| bucket.elements as u64 * element);
-    let (least, most) = sizes.fold((u64::MAX, 0), |(least, most), size| (least.min(size), most.max(size)));
-    text.push_str(&format!(
-        "allreduce,{least},{most},{},{},{},1,{},-1,-1\n",
-        algorithm.unwrap_or_else(|| "ring".into()),
-        protocol.unwrap_or_else(|| "simple".into()),
-        channels.map_or(-1, i64::from),
-        result.identity.world,
-    ));
-    text
-}
-
 /// SHA-256 over what of a machine decides how gradients travel, in hexadecimal: processor, cores, bridges, the most that
-/// each end of a link offers, GPUs. What changes from minute to minute (clocks, a link asleep) takes no part.
+/// each end of a link offers, what sends peers a way about (ACS), GPUs and the peer access between them. What changes from minute to minute (clocks, a link asleep) takes no part.
 #[must_use]
 pub fn topology_hash(topology: &Topology) -> String {
     fn known<T: std::fmt::Debug>(fact: &Reading<T>) -> String {
@@ -302,8 +255,12 @@ pub fn topology_hash(topology: &Topology) -> String {
     ];
     lines.extend(topology.numa.iter().flatten().map(|node| format!("node {} {}", node.node, known(&node.cpus))));
     let above = |parent: &Option<crate::topology::PciAddress>| parent.map(|at| at.to_string()).unwrap_or_default();
-    let bridges = topology.bridges.iter();
-    lines.extend(bridges.map(|it| format!("bridge {} {} {}", it.address, above(&it.parent), end(&it.link))));
+    let bridge = |it: &crate::topology::Bridge| {
+        format!("bridge {} {} {} acs {}", it.address, above(&it.parent), end(&it.link), known(&it.pcie.acs))
+    };
+    lines.extend(topology.bridges.iter().map(bridge));
+    let peers = topology.peers.iter();
+    lines.extend(peers.map(|it| format!("peer {} {} {} {}", it.from, it.to, known(&it.read), known(&it.write))));
     lines.extend(
         topology
             .nvidia_gpus()

@@ -19,10 +19,33 @@ pub struct Cell {
     pub stage: String,
     /// Logarithm of the step of each launch that succeeded, in order.
     pub logs: Vec<f64>,
-    /// What went wrong, where something did: it is not launched again.
-    pub fault: Option<Finding>,
+    /// What went wrong, launch by launch.
+    pub faults: Vec<Finding>,
+    /// Whether it is not launched again: it failed twice, or in a way that does not pass.
+    pub condemned: bool,
+    /// Whether it ran in one round with what it was held against.
+    pub compared: bool,
     /// What became of it, in words.
     pub fate: String,
+    /// The part of the search in which each launch ran.
+    parts: Vec<usize>,
+}
+
+impl Cell {
+    /// Launches of one part of the search each: within a few minutes little drifts.
+    fn groups(&self) -> impl Iterator<Item = &[f64]> {
+        let mut begin = 0;
+        self.parts.chunk_by(|one, other| one == other).map(move |part| {
+            begin += part.len();
+            &self.logs[begin - part.len()..begin]
+        })
+    }
+}
+
+/// Whether what went wrong may pass: a rank that hung or died may not do so again; sums that are wrong, or what NCCL or the
+/// machine refuses, stay so.
+fn passes(finding: &Finding) -> bool {
+    ["hang-", "rank-"].iter().any(|kind| finding.code.starts_with(kind))
 }
 
 /// Every setting that was launched.
@@ -30,6 +53,7 @@ pub struct Cell {
 pub struct Ledger {
     cells: BTreeMap<Setting, Cell>,
     order: Vec<Setting>,
+    part: usize,
 }
 
 impl Ledger {
@@ -45,15 +69,41 @@ impl Ledger {
     pub fn step(&mut self, setting: &Setting, step: Seconds) {
         if let Some(cell) = self.cells.get_mut(setting) {
             cell.logs.push(step.0.ln());
+            cell.parts.push(self.part);
         }
     }
 
-    /// Notes what went wrong.
-    pub fn fault(&mut self, setting: &Setting, finding: &Finding) {
+    /// Begins another part of the search: what drifts from one to the other is no scatter of launches.
+    pub fn part(&mut self) {
+        self.part += 1;
+    }
+
+    /// Notes what went wrong. A hang or a death may be tried once more; true where it is the last.
+    pub fn fault(&mut self, setting: &Setting, finding: &Finding) -> bool {
+        let Some(cell) = self.cells.get_mut(setting) else { return true };
+        cell.faults.push(finding.clone());
+        cell.condemned |= !passes(finding) || 2 <= cell.faults.len();
+        cell.fate = format!("failed: {}", finding.code);
+        cell.condemned
+    }
+
+    /// Notes that a setting is not to be launched again, and why.
+    pub fn condemn(&mut self, setting: &Setting, fate: String) {
         if let Some(cell) = self.cells.get_mut(setting) {
-            cell.fault = Some(finding.clone());
-            cell.fate = format!("failed: {}", finding.code);
+            (cell.condemned, cell.fate) = (true, fate);
         }
+    }
+
+    /// Notes that a setting ran beside what it is held against.
+    pub fn compared(&mut self, setting: &Setting) {
+        if let Some(cell) = self.cells.get_mut(setting) {
+            cell.compared = true;
+        }
+    }
+
+    /// What went wrong in all launches.
+    pub fn faults(&self) -> impl Iterator<Item = (&Setting, &Finding)> {
+        self.cells().flat_map(|(setting, cell)| cell.faults.iter().map(move |finding| (setting, finding)))
     }
 
     /// Notes what became of a setting.
@@ -83,15 +133,18 @@ impl Ledger {
     /// The scatter of one launch, as a logarithm, over all settings.
     #[must_use]
     pub fn scatter(&self) -> Pooled {
-        self.scatter_with(&[])
+        let pooled = Pooled::of(self.cells.values().map(|cell| cell.logs.as_slice())).unwrap_or(SCATTER_FIRST);
+        Pooled { deviation: pooled.deviation.max(SCATTER_MIN), ..pooled }
     }
 
-    /// The same with further groups of launches.
+    /// The scatter of one launch of one setting, from its own launches alone, `further` ones among them: settings scatter
+    /// differently, and ranks that wander scatter ten times as much as ranks that keep their place. None where it never ran
+    /// twice.
     #[must_use]
-    pub fn scatter_with(&self, further: &[Vec<f64>]) -> Pooled {
-        let groups = self.cells.values().map(|cell| cell.logs.as_slice()).chain(further.iter().map(Vec::as_slice));
-        let pooled = Pooled::of(groups).unwrap_or(SCATTER_FIRST);
-        Pooled { deviation: pooled.deviation.max(SCATTER_MIN), ..pooled }
+    pub fn scatter_of(&self, setting: &Setting, further: &[f64]) -> Option<Pooled> {
+        let own = self.cells.get(setting).into_iter().flat_map(Cell::groups);
+        let pooled = Pooled::of(own.chain([further]))?;
+        Some(Pooled { deviation: pooled.deviation.max(SCATTER_MIN), ..pooled })
     }
 }
 

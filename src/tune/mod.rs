@@ -6,10 +6,13 @@
 
 mod answer;
 mod conf;
+mod confirm;
+mod forms;
 mod landscape;
 mod ledger;
 mod need;
 mod outlook;
+mod race;
 mod search;
 mod simulated;
 mod space;
@@ -18,6 +21,7 @@ mod tests;
 
 pub use answer::{Answer, Binding, answer, topology_hash};
 pub use conf::{Line as ConfLine, parse_conf, write_conf};
+pub use forms::nccl_variables;
 pub use landscape::{Landscape, Pool};
 pub use ledger::Ledger;
 pub use need::{Alone, need};

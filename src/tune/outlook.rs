@@ -16,6 +16,7 @@ pub struct Outlook {
     config: TrainConfig,
     alone: Alone,
     nccl: NcclVersion,
+    told: NcclSettings,
 }
 
 /// In what a machine differs from its model. The model itself is all neutral.
@@ -44,7 +45,13 @@ impl Outlook {
     /// The model of `board`, whose GPUs are the ranks, and of a training with everything left alone.
     #[must_use]
     pub fn new(board: Board, config: TrainConfig, alone: Alone, nccl: NcclVersion) -> Self {
-        Self { board, config, alone, nccl }
+        Self { board, config, alone, nccl, told: NcclSettings::default() }
+    }
+
+    /// The same where NCCL is told this in every launch.
+    #[must_use]
+    pub fn told(self, told: NcclSettings) -> Self {
+        Self { told, ..self }
     }
 
     /// The step with a setting; none where the setting or the machine is beyond the model.
@@ -70,7 +77,7 @@ impl Outlook {
 
     /// The step on a machine that differs from the model.
     pub(super) fn twisted(&self, setting: &Setting, twist: &Twist) -> Option<Seconds> {
-        let applied = apply(setting, &self.config, &NcclSettings::default()).ok()?;
+        let applied = apply(setting, &self.config, &self.told).ok()?;
         let exchange = exchange(&applied, self.nccl);
         let training = training(&applied.config, self.alone);
         let forecast = forecast(&self.board, &training, &exchange, &Calibration::default()).ok()?;

@@ -1,45 +1,32 @@
-//! The search: one knob after another, each by a race of interleaved launches; then a second look at what won.
+//! The search: one knob after another, each by a race of interleaved launches (`race.rs`); then a second look at what won
+//! (`confirm.rs`).
+
+use std::collections::BTreeMap;
 
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::record::{Arm, Finding, Interval, Setting, TuneKnob};
-use crate::stats::{LogRatios, median};
+use crate::stats::median;
 use crate::units::Seconds;
 
-use super::ledger::{Ledger, Rounds};
+use super::ledger::Ledger;
+use super::race::Wins;
 use super::space::Space;
-
-/// A race is over when what it cannot tell apart differs by less than this: half a percent of a step is not worth a
-/// minute of launches.
-const INDIFFERENT: f64 = 0.005;
-
-/// A setting leaves a race once it is worse than the leader with this confidence.
-const DROP: f64 = 0.9;
-
-/// The search moves on to a setting that is better with this confidence. It may be wrong: what is said in the end rests on
-/// the confirmation alone.
-const MOVE: f64 = 0.6;
 
 /// Launches of the default before anything else, beside a first one that fills caches: they tell the noise.
 const FIRST_LAUNCHES: u32 = 3;
 
-/// Settings that are predicted to be so much slower than the best prediction are not launched: the model is never
-/// off by so much in comparing settings of one machine.
+/// Settings that are predicted to be so much slower than the best prediction are not launched, but listed: a choice between
+/// time and the chance that the model is wrong. The way between GPUs is never left to the model.
 const HOPELESS: f64 = 0.3;
 
-/// The median of normal values scatters by so much more than their mean: √(π/2).
-const OF_MEDIAN: f64 = 1.2533;
-
-/// Of the pairs of a confirmation so large a share must be won, whatever the interval says.
-const AGREE: f64 = 0.75;
+/// A launch may take so many times as long as one usually does, and so long at least, before it counts as hung.
+const WALL_MANY: f64 = 6.0;
+const WALL_LEAST: f64 = 15.0;
 
 /// Passes over all knobs, at most.
 const PASSES: usize = 3;
-
-/// Confidence of the interval that the answer states, over all looks together.
-const CONFIDENCE: f64 = 0.95;
 
 /// One launch that a search wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +74,12 @@ pub trait Site {
     /// # Errors
     /// The search cannot go on: interrupted, or nothing can be launched. A setting that fails is no error.
     fn launch(&mut self, ask: &Ask) -> Result<Outcome, Self::Error>;
+
+    /// Says how long the launches that follow may take before they count as hung. A site whose launches cannot hang need not
+    /// listen.
+    fn limit(&mut self, most: Seconds) {
+        let _ = most;
+    }
 }
 
 /// Limits of a search.
@@ -132,6 +125,8 @@ pub struct Confirmed {
     pub gain: Interval,
     /// Whether the interval lies above 0, and most pairs agree.
     pub accepted: bool,
+    /// Whether the time was over before the last look.
+    pub cut_short: bool,
 }
 
 /// What a search found.
@@ -141,6 +136,10 @@ pub struct Found {
     pub best: Setting,
     /// The second look; none where nothing looked better.
     pub confirmed: Option<Confirmed>,
+    /// Settings that won and then failed in the second look.
+    pub failed_again: Vec<Setting>,
+    /// Settings that were not launched, as the model holds them for far slower than others, with the step that it predicts.
+    pub hopeless: Vec<(Setting, Seconds)>,
     /// Steps of the default, of the best and of the shares alone, in rounds in which all three ran.
     pub beside: Vec<[Seconds; 3]>,
     /// Every setting that was launched.
@@ -172,11 +171,17 @@ pub fn search<S: Site>(
         random: ChaCha8Rng::seed_from_u64(limits.seed),
         launches: 0,
         spent: Seconds(0.0),
+        walls: Vec::new(),
         out_of_time: false,
+        unsteady: false,
+        path: Vec::new(),
+        failed_again: Vec::new(),
+        hopeless: BTreeMap::new(),
     };
     let default = Setting::default();
     let started = hunt.start(&default)?;
     let winner = if started { hunt.descend(&default)? } else { default.clone() };
+    let winner = hunt.without_idle_parts(winner)?;
     let ended = match (started, hunt.out_of_time, limits.settings <= hunt.ledger.tried()) {
         (false, ..) => Ended::DefaultFailed,
         (_, true, _) => Ended::Time,
@@ -184,25 +189,36 @@ pub fn search<S: Site>(
         _ => Ended::Settled,
     };
     let (confirmed, beside) = match started {
-        true => hunt.confirm(&default, &winner)?,
+        true => hunt.settle(&default, winner)?,
         false => (None, Vec::new()),
     };
     let best = confirmed.as_ref().filter(|it| it.accepted).map_or(default, |it| it.setting.clone());
     hunt.ledger.fate(&best, "taken".to_owned());
-    let Hunt { ledger, launches, spent, .. } = hunt;
-    Ok(Found { best, confirmed, beside, ledger, ended, launches, spent })
+    let Hunt { mut hopeless, ledger, launches, spent, failed_again, .. } = hunt;
+    hopeless.retain(|setting, _| ledger.cell(setting).is_none());
+    let hopeless = hopeless.into_iter().collect();
+    Ok(Found { best, confirmed, failed_again, hopeless, beside, ledger, ended, launches, spent })
 }
 
-struct Hunt<'a, S> {
+/// A search under way.
+pub(super) struct Hunt<'a, S> {
     space: &'a Space,
-    limits: &'a Limits,
+    pub(super) limits: &'a Limits,
     outlook: &'a dyn Fn(&Setting) -> Option<f64>,
     site: &'a mut S,
-    ledger: Ledger,
-    random: ChaCha8Rng,
+    pub(super) ledger: Ledger,
+    pub(super) random: ChaCha8Rng,
     launches: usize,
-    spent: Seconds,
-    out_of_time: bool,
+    pub(super) spent: Seconds,
+    /// How long each launch took that trained with gradients exchanged.
+    walls: Vec<f64>,
+    pub(super) out_of_time: bool,
+    /// The default failed twice where it had run: nothing more can be compared.
+    unsteady: bool,
+    /// Settings that were best before the present one.
+    pub(super) path: Vec<Setting>,
+    pub(super) failed_again: Vec<Setting>,
+    hopeless: BTreeMap<Setting, Seconds>,
 }
 
 impl<S: Site> Hunt<'_, S> {
@@ -211,36 +227,80 @@ impl<S: Site> Hunt<'_, S> {
         self.ledger.begin(default, "start");
         for round in 0..=FIRST_LAUNCHES {
             let why = if round == 0 { "fills caches, and does not count" } else { "what all else is compared with" };
-            match self.launch(default, Arm::Ddp, "start", round, why)? {
+            match self.steadily(default, "start", round, why)? {
                 Outcome::Step { step, .. } if 0 < round => self.ledger.step(default, step),
                 Outcome::Step { .. } => {}
-                Outcome::Fault { finding, .. } => {
-                    self.ledger.fault(default, &finding);
-                    return Ok(false);
-                }
+                Outcome::Fault { .. } => return Ok(false),
                 Outcome::NoMore => break,
             }
         }
         Ok(true)
     }
 
-    fn launch(&mut self, setting: &Setting, arm: Arm, stage: &str, round: u32, why: &str) -> Result<Outcome, S::Error> {
+    /// Launches what others are compared with: if it fails in a way that may pass, once more. Its faults are noted.
+    pub(super) fn steadily(
+        &mut self,
+        setting: &Setting,
+        stage: &str,
+        round: u32,
+        why: &str,
+    ) -> Result<Outcome, S::Error> {
+        loop {
+            let outcome = self.launch(setting, Arm::Ddp, stage, round, why)?;
+            match &outcome {
+                Outcome::Fault { finding, .. } if !self.ledger.fault(setting, finding) => {}
+                _ => return Ok(outcome),
+            }
+        }
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        setting: &Setting,
+        arm: Arm,
+        stage: &str,
+        round: u32,
+        why: &str,
+    ) -> Result<Outcome, S::Error> {
+        if let Some(usual) = self.usual_wall() {
+            let left = (self.limits.budget.0 - self.spent.0).max(2.0 * usual);
+            self.site.limit(Seconds((WALL_MANY * usual).min(left).max(WALL_LEAST)));
+        }
         let outcome = self.site.launch(&Ask { setting, arm, stage, round, why })?;
         if let Outcome::Step { wall, .. } | Outcome::Fault { wall, .. } = &outcome {
             self.launches += 1;
             self.spent += *wall;
         }
+        if let (Outcome::Step { wall, .. }, Arm::Ddp) = (&outcome, arm) {
+            self.walls.push(wall.0);
+        }
         Ok(outcome)
     }
 
+    /// How long a launch takes that trains: the median, which the first one and a slow one do not move.
+    fn usual_wall(&self) -> Option<f64> {
+        (!self.walls.is_empty()).then(|| median(&self.walls))
+    }
+
     /// Whether time is left for so many launches more, beside the first look of the confirmation.
-    fn has_time(&mut self, launches: usize) -> bool {
-        let each = self.spent.0 / self.launches.max(1) as f64;
+    pub(super) fn has_time(&mut self, launches: usize) -> bool {
+        let each = self.usual_wall().unwrap_or(0.0);
         let pairs = self.limits.looks.first().map_or(0, |pairs| *pairs as usize);
         let kept = 2 * pairs + self.limits.solo_rounds as usize * self.limits.solo_launches;
         let enough = self.spent.0 + each * (launches + kept) as f64 <= self.limits.budget.0;
         self.out_of_time |= !enough;
         enough
+    }
+
+    /// Goes back to the setting that was best before `holder`, which failed where it had run.
+    pub(super) fn step_back(&mut self, holder: &Setting) -> Setting {
+        self.unsteady |= holder.is_default();
+        while let Some(before) = self.path.pop() {
+            if self.ledger.cell(&before).is_some_and(|cell| !cell.condemned) {
+                return before;
+            }
+        }
+        Setting::default()
     }
 
     /// Turns each knob in its order, then again from where that led, until nothing moves.
@@ -253,6 +313,9 @@ impl<S: Site> Hunt<'_, S> {
                 let kept = if pass == 0 { space.knobs.len() - 1 - index } else { 0 };
                 best = self.turn(knob, best, kept)?;
             }
+            if self.unsteady {
+                break;
+            }
             if 0 < pass && best == before {
                 break;
             }
@@ -261,16 +324,24 @@ impl<S: Site> Hunt<'_, S> {
     }
 
     /// Settings that may still be launched, when `kept` are kept for other knobs.
-    fn room(&self, kept: usize) -> usize {
+    pub(super) fn room(&self, kept: usize) -> usize {
         self.limits.settings.saturating_sub(self.ledger.tried() + kept)
     }
 
     /// The best setting of one knob: a race over a spread of its choices, then over the winner's neighbours.
     fn turn(&mut self, knob: &TuneKnob, mut best: Setting, kept: usize) -> Result<Setting, S::Error> {
+        self.note_hopeless(knob, &best);
         let mut challengers = self.first_choices(knob, &best, kept);
-        while !challengers.is_empty() && !self.out_of_time {
-            let winner = self.race(&knob.name, &best, &challengers)?;
+        while !challengers.is_empty() && !self.out_of_time && !self.unsteady {
+            let Some(winner) = self.race(&knob.name, &best, &challengers, Wins::Ahead)? else {
+                best = self.step_back(&best);
+                challengers = self.first_choices(knob, &best, kept);
+                continue;
+            };
             let stays = winner == best;
+            if !stays {
+                self.path.push(best);
+            }
             best = winner;
             challengers = match (knob.ordered, stays) {
                 (true, false) => self.neighbours(knob, &best, kept),
@@ -280,17 +351,33 @@ impl<S: Site> Hunt<'_, S> {
         Ok(best)
     }
 
-    /// Choices of a knob that were not launched yet and are not hopeless, those that are predicted best first.
+    /// Choices of a knob that were not compared yet and are not hopeless.
     fn fresh(&self, knob: &TuneKnob, base: &Setting) -> Vec<Setting> {
         let all = std::iter::once("").chain(knob.choices.iter().map(String::as_str));
         let all: Vec<Setting> = all.map(|choice| base.with(&knob.name, choice)).collect();
         let predicted = |setting: &Setting| (self.outlook)(setting);
         let least = all.iter().filter_map(predicted).fold(f64::INFINITY, f64::min);
         let open = |setting: &Setting| {
-            let hopeless = predicted(setting).is_some_and(|step| least * (1.0 + HOPELESS) < step);
-            self.ledger.cell(setting).is_none() && !hopeless
+            let told = self.ledger.cell(setting).is_some_and(|cell| cell.compared || cell.condemned);
+            setting != base && !told && !self.is_hopeless(knob, setting, least)
         };
         all.into_iter().filter(open).collect()
+    }
+
+    /// Whether the model holds a choice for far slower than the best of its knob.
+    fn is_hopeless(&self, knob: &TuneKnob, setting: &Setting, least: f64) -> bool {
+        knob.name != "transport" && (self.outlook)(setting).is_some_and(|step| least * (1.0 + HOPELESS) < step)
+    }
+
+    /// Notes which choices of a knob the model keeps from being launched.
+    fn note_hopeless(&mut self, knob: &TuneKnob, base: &Setting) {
+        let all: Vec<Setting> = knob.choices.iter().map(|choice| base.with(&knob.name, choice)).collect();
+        let predicted = |setting: &Setting| (self.outlook)(setting);
+        let least = all.iter().chain([base]).filter_map(predicted).fold(f64::INFINITY, f64::min);
+        let steps = all.into_iter().filter(|setting| self.is_hopeless(knob, setting, least));
+        let steps: Vec<(Setting, Seconds)> =
+            steps.filter_map(|setting| Some((setting.clone(), Seconds(predicted(&setting)?)))).collect();
+        self.hopeless.extend(steps);
     }
 
     fn first_choices(&self, knob: &TuneKnob, base: &Setting, kept: usize) -> Vec<Setting> {
@@ -324,221 +411,5 @@ impl<S: Site> Hunt<'_, S> {
         let above = knob.choices[place + 1..].iter().find(|choice| open(choice));
         let both = below.into_iter().chain(above).map(|choice| base.with(&knob.name, choice));
         both.take(self.room(kept)).collect()
-    }
-
-    /// Launches all in turn, round by round in an order drawn anew, dropping who is clearly slower; the winner.
-    fn race(&mut self, stage: &str, holder: &Setting, challengers: &[Setting]) -> Result<Setting, S::Error> {
-        let mut alive: Vec<Setting> = challengers.to_vec();
-        let mut rounds = Rounds::default();
-        for round in 1..=self.limits.rounds {
-            if !self.has_time(alive.len() + 1) || !self.round(stage, round, holder, &mut alive, &mut rounds)? {
-                break;
-            }
-            self.drop_losers(&rounds, holder, &mut alive);
-            if alive.is_empty() || self.decided(&rounds, holder, &alive) {
-                break;
-            }
-        }
-        let lead = |setting: &&Setting| rounds.difference(setting, holder).map_or(0.0, |(ahead, _)| ahead);
-        let first = alive.iter().min_by(|one, other| lead(one).total_cmp(&lead(other))).cloned();
-        let moved = first.filter(|first| {
-            let ahead = rounds.difference(first, holder);
-            ahead.is_some_and(|(ahead, count)| ahead < -self.ledger.scatter().half_width(count, count, MOVE))
-        });
-        for setting in alive.iter().filter(|setting| Some(*setting) != moved.as_ref()) {
-            self.ledger.fate(setting, "no better than what it was held against".to_owned());
-        }
-        if let Some(winner) = &moved {
-            self.ledger.fate(winner, format!("won the race of {stage}"));
-        }
-        Ok(moved.unwrap_or_else(|| holder.clone()))
-    }
-
-    /// One launch of each; false where there are no more to be had.
-    fn round(
-        &mut self,
-        stage: &str,
-        round: u32,
-        holder: &Setting,
-        alive: &mut Vec<Setting>,
-        rounds: &mut Rounds,
-    ) -> Result<bool, S::Error> {
-        let mut order: Vec<Setting> = std::iter::once(holder).chain(alive.iter()).cloned().collect();
-        order.shuffle(&mut self.random);
-        for setting in &order {
-            let why = match setting == holder {
-                true => "beside its challengers, as what drifts falls on all of a round".to_owned(),
-                false => format!("{stage}: instead of {holder}"),
-            };
-            let outcome = self.launch(setting, Arm::Ddp, stage, round, &why)?;
-            if outcome != Outcome::NoMore {
-                self.ledger.begin(setting, stage);
-            }
-            match outcome {
-                Outcome::Step { step, .. } => {
-                    self.ledger.step(setting, step);
-                    rounds.note(setting, round, step);
-                }
-                Outcome::Fault { finding, .. } if setting != holder => {
-                    self.ledger.fault(setting, &finding);
-                    alive.retain(|one| one != setting);
-                }
-                // what was launched well before and fails now: the round goes on without it
-                Outcome::Fault { .. } => {}
-                Outcome::NoMore => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes out who is slower than the leader by more than noise.
-    fn drop_losers(&mut self, rounds: &Rounds, holder: &Setting, alive: &mut Vec<Setting>) {
-        let scatter = self.ledger.scatter();
-        let behind = |setting: &Setting| rounds.difference(setting, holder).map_or(0.0, |(behind, _)| behind);
-        let leader = alive.iter().min_by(|one, other| behind(one).total_cmp(&behind(other))).cloned();
-        let leader = leader.filter(|leader| behind(leader) < 0.0).unwrap_or_else(|| holder.clone());
-        alive.retain(|setting| {
-            let Some((slower, count)) = rounds.difference(setting, &leader) else { return true };
-            let lost = *setting != leader && scatter.half_width(count, count, DROP) < slower;
-            if lost {
-                let text =
-                    format!("dropped after {count} of a race: {:.1} % slower than {leader}", slower.exp_m1() * 100.0);
-                self.ledger.fate(setting, text);
-            }
-            !lost
-        });
-    }
-
-    /// Whether another round would tell nothing that matters.
-    fn decided(&self, rounds: &Rounds, holder: &Setting, alive: &[Setting]) -> bool {
-        let scatter = self.ledger.scatter();
-        let all = alive.iter().filter_map(|setting| rounds.difference(setting, holder));
-        let mut told = all.map(|(ahead, count)| {
-            let half = scatter.half_width(count, count, MOVE);
-            (1 < count && ahead < -scatter.half_width(count, count, DROP) && alive.len() == 1) || half < INDIFFERENT
-        });
-        told.all(|told| told)
-    }
-
-    /// Holds the winner against the default in pairs of launches that took no part in the search.
-    #[expect(clippy::type_complexity, reason = "two halves of one answer, named where they are taken apart")]
-    fn confirm(
-        &mut self,
-        default: &Setting,
-        winner: &Setting,
-    ) -> Result<(Option<Confirmed>, Vec<[Seconds; 3]>), S::Error> {
-        let mut looks = self.limits.looks.clone();
-        if winner == default {
-            // the default alone needs no second look, only what its efficiency is
-            looks = vec![self.limits.solo_rounds];
-        }
-        let confidence = 1.0 - (1.0 - CONFIDENCE) / looks.len().max(1) as f64;
-        let (mut pairs, mut beside, mut alive) = (Vec::new(), Vec::new(), true);
-        let mut seen: Option<Confirmed> = None;
-        let mut begun = 0;
-        for look in looks {
-            for round in begun + 1..=look {
-                // two rounds are the least that give an interval, whatever they take
-                alive &= round <= 2 || self.spent < self.limits.budget;
-                if !alive {
-                    break;
-                }
-                let [first, second, solo] = self.beside(default, winner, round)?;
-                let (Some(first), Some(second)) = (first, second) else {
-                    alive = false;
-                    break;
-                };
-                pairs.push((first, second));
-                beside.extend(solo.map(|solo| [first, second, solo]));
-            }
-            begun = look;
-            if winner == default || pairs.len() < 2 {
-                continue;
-            }
-            let gain = self.gain(&pairs, confidence);
-            // where bursts of other programs rule, a few pairs can lie far apart and say nothing: most must agree
-            let ahead = pairs.iter().filter(|(first, second)| second < first).count();
-            let accepted = 0.0 < gain.low && AGREE * pairs.len() as f64 <= ahead as f64;
-            seen = Some(Confirmed { setting: winner.clone(), pairs: pairs.clone(), gain, accepted });
-            if accepted || gain.high < INDIFFERENT || !alive {
-                break;
-            }
-        }
-        if seen.as_ref().is_some_and(|seen| !seen.accepted) {
-            self.ledger.fate(winner, "looked better, but was not confirmed on fresh launches".to_owned());
-        }
-        Ok((seen, beside))
-    }
-
-    /// The share that the second of each pair saves: the median over pairs, which a burst of another program does not move.
-    /// Its interval takes the scatter of a launch from all settings of the search and from these pairs, so that few of them
-    /// are enough.
-    fn gain(&self, pairs: &[(Seconds, Seconds)], confidence: f64) -> Interval {
-        let logs = |pick: fn(&(Seconds, Seconds)) -> Seconds| -> Vec<f64> {
-            pairs.iter().map(|pair| pick(pair).0.ln()).collect()
-        };
-        let (first, second) = (logs(|pair| pair.0), logs(|pair| pair.1));
-        let slower = median(&second.iter().zip(&first).map(|(second, first)| second - first).collect::<Vec<_>>());
-        let pooled = self.ledger.scatter_with(&[first, second]);
-        let half = OF_MEDIAN * pooled.half_width(pairs.len(), pairs.len(), confidence);
-        let saved = |log: f64| -log.exp_m1();
-        Interval { estimate: saved(slower), low: saved(slower + half), high: saved(slower - half) }
-    }
-
-    /// One launch each of the default, the winner and the shares alone, in an order drawn at random.
-    fn beside(&mut self, default: &Setting, winner: &Setting, round: u32) -> Result<[Option<Seconds>; 3], S::Error> {
-        let mut order = vec![0_usize];
-        order.extend((winner != default).then_some(1));
-        order.extend((round <= self.limits.solo_rounds).then_some(2));
-        order.shuffle(&mut self.random);
-        let mut steps = [None; 3];
-        for which in order {
-            let (setting, arm, why) = match which {
-                0 => (default, Arm::Ddp, "fresh, for the comparison that counts"),
-                1 => (winner, Arm::Ddp, "fresh, for the comparison that counts"),
-                _ => (default, Arm::Solo, "each share alone, for the efficiency"),
-            };
-            if let Outcome::Step { step, .. } = self.launch(setting, arm, "confirm", round, why)? {
-                steps[which] = Some(step);
-            }
-        }
-        if winner == default {
-            steps[1] = steps[0];
-        }
-        Ok(steps)
-    }
-}
-
-impl Found {
-    /// Efficiency of the default and of the best, each with its interval over rounds: the shares' mean rate together over
-    /// that alone.
-    #[must_use]
-    pub fn efficiencies(&self) -> Option<[Interval; 2]> {
-        if self.beside.is_empty() {
-            return None;
-        }
-        let of = |which: usize| {
-            let ratios: Vec<f64> = self.beside.iter().map(|steps| steps[2] / steps[which]).collect();
-            let ratios = LogRatios::of(&ratios);
-            let estimate = ratios.estimate();
-            let (low, high) = ratios.interval(CONFIDENCE).unwrap_or((estimate, estimate));
-            Interval { estimate, low, high }
-        };
-        let taken = if self.best.is_default() { 0 } else { 1 };
-        Some([of(0), of(taken)])
-    }
-
-    /// Median of the steps of the default and of the best: of the confirmation where there was one, else of all launches.
-    #[must_use]
-    pub fn steps(&self) -> Option<[Seconds; 2]> {
-        let middle = |logs: &[f64]| (!logs.is_empty()).then(|| Seconds(median(logs).exp()));
-        let of_cell = |setting: &Setting| middle(&self.ledger.cell(setting)?.logs);
-        let confirmed = self.confirmed.as_ref().filter(|it| it.setting == self.best);
-        let of_pairs = |pick: fn(&(Seconds, Seconds)) -> Seconds| {
-            middle(&confirmed?.pairs.iter().map(|pair| pick(pair).0.ln()).collect::<Vec<_>>())
-        };
-        let default = of_pairs(|pair| pair.0).or_else(|| of_cell(&Setting::default()))?;
-        let best = of_pairs(|pair| pair.1).or_else(|| of_cell(&self.best))?;
-        Some([default, best])
     }
 }

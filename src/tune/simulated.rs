@@ -1,13 +1,16 @@
 //! Machines that are known only by their model, bent by lot within what the model is known to be wrong by, and swept
 //! instead of real ones.
 
+use std::collections::BTreeMap;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::model::preset;
 use crate::predict::{Alone, Board, Calibration, NcclVersion, PredictError, platform};
 use crate::record::{
-    Arm, DataSource, Device, Origin, Precision, Setting, TrainConfig, TuneFile, TuneHead, TuneIdentity, TuneTrial,
+    Arm, DataSource, Device, Origin, Precision, Setting, TrainConfig, TuneConditions, TuneFile, TuneHead, TuneIdentity,
+    TuneTrial,
 };
 use crate::units::{Bytes, Seconds};
 
@@ -76,6 +79,8 @@ impl Case {
             cpus: 1,
             all_cpus: seats.len(),
             config: self.config.clone(),
+            set: BTreeMap::new(),
+            ways: BTreeMap::new(),
             rounding,
         };
         Space::of(&host).thinned(size)
@@ -96,6 +101,7 @@ impl Case {
             context: config.context,
             accumulate: config.accumulate,
             share_gpu: false,
+            conditions: TuneConditions::default(),
         };
         let title = format!("{} on {world} GPUs of {}, simulated", config.model, self.platform);
         TuneHead {

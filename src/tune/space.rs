@@ -199,15 +199,6 @@ pub const KNOBS: &[Knob] = &[
         ..ROW
     },
     Knob {
-        name: "cta-policy",
-        choices: &["cta-policy=1"],
-        scope: Scope::Communicator,
-        since: NcclVersion(2, 27, 0),
-        applies: several_ranks,
-        why: "NCCL's efficiency policy takes fewer thread blocks",
-        ..ROW
-    },
-    Knob {
         name: "bucket",
         choices: BUCKETS,
         ordered: true,
@@ -255,6 +246,53 @@ pub const KNOBS: &[Knob] = &[
     },
 ];
 
+/// What is never offered to GPUs, and why.
+const NEVER: &[(&str, &str)] = &[
+    ("NCCL_PROTO=LL128", "over PCIe its result may be wrong (NCCL documentation, NCCL_PROTO): never offered"),
+    (
+        "cta-policy",
+        "it acts on all-gather and reduce-scatter of registered buffers over NVLS alone (NCCL 2.30.7, src/enqueue.cc): PCIe \
+         has no NVLS",
+    ),
+    ("NCCL_SHM_LOCALITY", "not searched: it moves shared buffers between the NUMA nodes of sender and receiver"),
+    ("NCCL_SHM_USE_CUDA_MEMCPY", "not searched: copies by engine instead of by kernel; NCCL 2.30.7 has it no more"),
+    (
+        "NCCL_P2P_USE_CUDA_MEMCPY",
+        "not searched: copies by engine instead of by kernel, which NCCL's documents leave out",
+    ),
+    ("NCCL_CUMEM_HOST_ENABLE", "not searched: it says how host memory is allocated, not how fast it is"),
+    ("NCCL_THREAD_THRESHOLDS", "not searched: it moves the sizes below which fewer channels run, far below a bucket's"),
+    ("NCCL_CHUNK_SIZE", "not searched: NCCL derives it from the buffer, which is searched"),
+    ("NCCL_IGNORE_CPU_AFFINITY", "not searched: it places NCCL's helper threads, and ranks keep to their own CPUs"),
+];
+
+/// The variables by which a name of a setting acts, and those that decide the same: what the environment says wins over what a
+/// communicator is told (`envConfigOverride` in NCCL's src/init.cc), and a minimum of channels over one of blocks.
+fn variables(name: &str) -> Vec<&str> {
+    match name {
+        "min-ctas" | "max-ctas" => {
+            vec![
+                "NCCL_MIN_CTAS",
+                "NCCL_MAX_CTAS",
+                "NCCL_MIN_NCHANNELS",
+                "NCCL_MAX_NCHANNELS",
+                "NCCL_MIN_NRINGS",
+                "NCCL_MAX_NRINGS",
+            ]
+        }
+        "cga-cluster-size" => vec!["NCCL_CGA_CLUSTER_SIZE"],
+        _ if name.starts_with("NCCL_") => vec![name],
+        _ => Vec::new(),
+    }
+}
+
+/// What of a knob is set already, so that it is not the search's to turn.
+fn set_already(host: &Host, knob: &Knob) -> Option<String> {
+    let names = knob.choices.iter().flat_map(|choice| choice.split_whitespace()).filter_map(|one| one.split_once('='));
+    let (name, value) = names.flat_map(|(name, _)| variables(name)).find_map(|name| host.set.get_key_value(name))?;
+    Some(format!("{name}={value} is set already, and what you set stays"))
+}
+
 /// What the space depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Host {
@@ -276,6 +314,11 @@ pub struct Host {
     pub all_cpus: usize,
     /// The training, with everything left alone.
     pub config: TrainConfig,
+    /// NCCL's variables that are set already, by the environment, a conf file or the user's words.
+    pub set: BTreeMap<String, String>,
+    /// What carries data between each pair of GPUs with each choice of the transport, the empty one for none, by NCCL's own
+    /// rule; no entry where a fact is missing that decides.
+    pub ways: BTreeMap<String, Vec<String>>,
     /// Whether the user allows what rounds sums differently.
     pub rounding: bool,
 }
@@ -285,7 +328,11 @@ fn several_ranks(host: &Host) -> Result<(), &'static str> {
 }
 
 fn three_ranks(host: &Host) -> Result<(), &'static str> {
-    if host.world < 3 { Err("between two ranks a tree is a ring") } else { Ok(()) }
+    if host.world < 3 {
+        Err("between two ranks tree and ring send the same bytes over the same link in as many steps, 2 (n - 1)")
+    } else {
+        Ok(())
+    }
 }
 
 fn several_cores(host: &Host) -> Result<(), &'static str> {
@@ -366,10 +413,42 @@ fn smallest(most: &[usize], size: usize) -> Option<Vec<usize>> {
     enough.min_by(|one, other| settings(one).cmp(&settings(other)).then_with(|| other.cmp(one)))
 }
 
-/// Elements of each bucket: they lie one behind another, so that equal sizes are equal buckets.
-fn layout(host: &Host, setting: &Setting) -> Option<Vec<usize>> {
-    let applied = apply(setting, &host.config, &NcclSettings::default()).ok()?;
-    Some(applied.config.bucket_layout().buckets.iter().map(|bucket| bucket.elements).collect())
+/// What a choice does, where that can be told beforehand: the elements of each bucket, which lie one behind another, so that
+/// equal sizes are equal buckets; or what carries data between each pair of GPUs.
+fn effect(host: &Host, knob: &Knob, choice: &str) -> Option<String> {
+    match knob.name {
+        "bucket" | "first-bucket" => {
+            let setting = Setting::default().with(knob.name, choice);
+            let applied = apply(&setting, &host.config, &NcclSettings::default()).ok()?;
+            let buckets = applied.config.bucket_layout().buckets;
+            Some(format!("{:?}", buckets.iter().map(|bucket| bucket.elements).collect::<Vec<_>>()))
+        }
+        "transport" => host.ways.get(choice).map(|ways| ways.join(", ")),
+        _ => None,
+    }
+}
+
+/// Why a choice is left out that does what another does; the empty one is leaving the knob alone.
+fn same_as(knob: &Knob, twin: &str) -> String {
+    match (knob.name, twin) {
+        ("transport", "") => "it is what NCCL does by itself between these GPUs".to_owned(),
+        ("transport", twin) => format!("between these GPUs it is the same as {twin}"),
+        (_, "") => "the same buckets as what is asked for".to_owned(),
+        (_, twin) => format!("the same buckets as {twin}"),
+    }
+}
+
+/// Why the installed NCCL does not know a knob, if it does not.
+fn unknown(host: &Host, knob: &Knob) -> Option<String> {
+    let bound = knob.since != NO_NCCL || knob.until.is_some();
+    match (host.nccl, knob.until) {
+        (None, _) => bound.then(|| "the version of NCCL could not be read".to_owned()),
+        (Some(nccl), Some(until)) if until <= nccl => Some(format!("NCCL {nccl} has other words for it since {until}")),
+        (Some(nccl), _) if nccl < knob.since => {
+            Some(format!("NCCL {nccl} does not know it: it came with {}", knob.since))
+        }
+        _ => None,
+    }
 }
 
 /// What is left of the table on one machine.
@@ -386,45 +465,36 @@ impl Space {
     #[must_use]
     pub fn of(host: &Host) -> Self {
         let mut space = Self::default();
-        let nccl = host.nccl.unwrap_or(NO_NCCL);
         for knob in KNOBS.iter().filter(|knob| knob.device == host.device) {
-            let unknown = match knob.until {
-                Some(until) if until <= nccl => Some(format!("NCCL {nccl} has other words for it since {until}")),
-                _ if nccl < knob.since => Some(format!("NCCL {nccl} does not know it: it came with {}", knob.since)),
-                _ => (knob.applies)(host).err().map(str::to_owned),
-            };
-            match unknown {
+            let applies = || (knob.applies)(host).err().map(str::to_owned);
+            match unknown(host, knob).or_else(applies).or_else(|| set_already(host, knob)) {
                 Some(why) => space.leave_out(knob.name, why),
                 None => space.offer(host, knob),
             }
         }
         if host.device == Device::Cuda && 1 < host.world {
-            let why = "over PCIe its result may be wrong (NCCL documentation, NCCL_PROTO): never offered";
-            space.leave_out("NCCL_PROTO=LL128", why.to_owned());
+            NEVER.iter().for_each(|(what, why)| space.leave_out(what, (*why).to_owned()));
         }
         space
     }
 
-    /// Offers the choices of a knob that fit, each layout of buckets once.
+    /// Offers the choices of a knob that fit; of those that do the same, each layout of buckets and each way between GPUs,
+    /// the first.
     fn offer(&mut self, host: &Host, knob: &Knob) {
-        let whole = Setting::default();
-        let mut layouts: BTreeMap<Vec<usize>, &str> = BTreeMap::new();
-        layouts.extend(layout(host, &whole).map(|sizes| (sizes, "what is asked for")));
+        let mut known: BTreeMap<String, &str> = BTreeMap::new();
+        known.extend(effect(host, knob, "").map(|effect| (effect, "")));
         let mut choices = Vec::new();
         for choice in knob.choices {
-            let sizes = match knob.name {
-                "bucket" | "first-bucket" => layout(host, &whole.with(knob.name, choice)),
-                _ => None,
-            };
-            let twin = sizes.as_ref().and_then(|sizes| layouts.get(sizes));
+            let effect = effect(host, knob, choice);
+            let twin = effect.as_ref().and_then(|effect| known.get(effect));
             let fits = match twin {
-                Some(twin) => Err(format!("the same buckets as {twin}")),
+                Some(twin) => Err(same_as(knob, twin)),
                 None => (knob.fits)(host, choice).map_err(str::to_owned),
             };
             match fits {
                 Ok(()) => {
                     choices.push((*choice).to_owned());
-                    layouts.extend(sizes.map(|sizes| (sizes, *choice)));
+                    known.extend(effect.map(|effect| (effect, *choice)));
                 }
                 Err(why) => self.leave_out(choice, why),
             }

@@ -1,10 +1,11 @@
 //! What a search found, kept as files.
 
 use crate::cli::CliError;
-use crate::record::{Manifest, Plan, Tuned, write_json, write_yaml};
+use crate::record::{Manifest, Plan, Tuned, write_json, write_whole, write_yaml};
 use crate::report::tune_page;
 use crate::tune::{Answer, Applied};
 
+use super::place;
 use super::setup::{Setup, folder, qualifying};
 
 /// Writes the answer in every form, the charts, and the plan that qualifies with it.
@@ -19,9 +20,14 @@ pub(super) fn keep(setup: &Setup, answer: &Answer, applied: &Applied) -> Result<
     why.extend(plan.why.iter().cloned());
     write_yaml(&folder.plan(), &Plan { tuned: Some(tuned), why, ..plan })?;
     write_json(&folder.path().join("tune.json"), result)?;
-    let texts = [("nccl.conf", &answer.nccl_conf), ("tuner.csv", &answer.tuner_csv), ("settings.sh", &answer.exports)];
-    for (name, text) in texts {
+    for (name, text) in [("nccl.conf", &answer.nccl_conf), ("settings.sh", &answer.exports)] {
         folder.write(name, text.as_bytes())?;
+    }
+    let table = folder.path().join("tuner.csv");
+    match &answer.tuner_csv {
+        Ok(text) => write_whole(&table, text.as_bytes())?,
+        // an earlier answer may have had one
+        Err(_) => place::remove(&table)?,
     }
     for (name, bytes) in tune_page(result)?.files {
         folder.write(&name, &bytes)?;

@@ -1,27 +1,27 @@
 //! What a search needs before its first launch: the machine, the space, the length of a launch, and what is there already.
 
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use crate::cli::look::nccl_variables;
-use crate::cli::session::{Session, once};
+use crate::cli::look::nccl_in_force;
+use crate::cli::session::{Session, Survey, once};
 use crate::cli::train::{failed, wanted};
+use crate::cli::workload::WORLDS;
 use crate::cli::{CliError, Exit, Output};
 use crate::device::cuda::NcclLibrary;
 use crate::launch::{Fit, Launched, Wanted, plan};
 use crate::predict::{Alone, NcclVersion, from_topology};
+use crate::probe::transports;
 use crate::record::{
-    Arm, Device, Finding, Origin, Plan, RunFolder, Share, TuneHead, TuneIdentity, TuneTrial, TuneWriter,
-    read_tune_file, read_yaml, tune_trials, write_yaml,
+    Arm, Device, Finding, FolderLock, NcclSettings, Origin, Plan, RecordError, RunFolder, Setting, Share,
+    TuneConditions, TuneHead, TuneIdentity, TuneTrial, TuneWriter, read_rank_file, read_tune_file, tune_trials,
 };
-use crate::topology::{PeerStatus, Topology};
-use crate::tune::{Applied, Host, Outlook, Space, apply, topology_hash};
+use crate::topology::{PciAddress, PeerStatus, Topology};
+use crate::tune::{Applied, Host, KNOBS, Outlook, Space, apply, nccl_variables, topology_hash};
 use crate::units::Seconds;
 
 use super::Args;
-
-/// The plan of which every launch of a search is a variation.
-const BASE_PLAN: &str = "base-plan.yaml";
+use super::place::{self, Asked};
 
 /// Counted steps of a launch: fewer say too little, more nothing new.
 const COUNTED: (f64, f64) = (8.0, 400.0);
@@ -43,6 +43,10 @@ pub(super) struct Setup {
     pub(super) outlook: Option<Outlook>,
     /// Launches of an earlier call into this folder.
     pub(super) recorded: Vec<TuneTrial>,
+    /// What is wrong with NCCL's settings that are there already.
+    pub(super) warnings: Vec<Finding>,
+    /// Keeps others out of the folder.
+    _lock: FolderLock,
 }
 
 impl Setup {
@@ -52,16 +56,17 @@ impl Setup {
     /// # Errors
     /// See [`CliError`]; the folder is of another search.
     pub(super) fn of(args: &Args, stop: &AtomicBool, out: &Output) -> Result<Result<Self, Exit>, CliError> {
-        let before = args.out.as_deref().filter(|place| tune_trials(place).exists());
-        let session = match before {
-            Some(place) => Session::reopen(&args.workload, place, out)?,
-            None => Session::open(&args.workload, args.out.as_deref(), out)?,
-        };
-        session.announce(out);
-        let nccl = installed_nccl(session.device)?;
-        inherited(session.device, out);
+        // where no numbers of ranks were named, all GPUs are tuned
+        let survey = Survey::of(&args.workload, args.workload.world == WORLDS, out)?;
+        let fit = largest(&survey.fit)?;
+        let nccl = installed_nccl(survey.device)?;
+        let place = place::take(args.out.as_deref(), &survey.look.topology)?;
+        let session = survey.settled(place.folder);
         let mut wanted = wanted(&args.workload, session.device)?;
-        let fit = largest(&session.fit)?;
+        let identity = identity(&wanted, &session, nccl.clone());
+        inherited(&identity.conditions, out);
+        let warnings = session.look.told(&wanted.nccl, session.device);
+        warnings.iter().for_each(|it| out.remark(format!("{}: {} {}", it.severity, it.seen, it.remedy)));
         let host = host(args, &session, &wanted, nccl.as_deref());
         let mut space = Space::of(&host);
         if args.sweep {
@@ -72,34 +77,34 @@ impl Setup {
             left_out: space.left_out,
             seed: wanted.order_seed,
             sweep: args.sweep,
-            ..TuneHead::begun(
-                origin(&wanted),
-                title(&wanted, &session),
-                identity(&wanted, &session, nccl),
-                jiff::Timestamp::now(),
-            )
+            ..TuneHead::begun(origin(&wanted), title(&wanted, &session), identity, jiff::Timestamp::now())
         };
-        let (base, recorded) = match before {
-            Some(place) => {
-                let file = read_tune_file(&tune_trials(place))?;
-                same_search(place, &file.head, &head)?;
-                head = file.head;
-                (read_yaml(&place.join(BASE_PLAN))?, file.trials)
+        let (base, recorded) = match place.before {
+            Some(before) => {
+                let (config, nccl, steps) = (&wanted.config, &wanted.nccl, args.workload.steps);
+                let asked = Asked { head: &head, config, steps: steps.map(|steps| steps as usize), nccl, fit: &fit };
+                place::same_search(session.folder.path(), &before, &asked)?;
+                session.announce(out);
+                head = before.file.head;
+                (before.base, before.file.trials)
             }
-            None => match timed(args, &session, &mut wanted, &fit, stop, out)? {
-                Ok((base, warm_up)) => {
-                    (head.steps, head.warm_up_steps) = (base.config.steps, warm_up);
-                    write_yaml(&session.folder.path().join(BASE_PLAN), &base)?;
-                    drop(TuneWriter::create(&tune_trials(session.folder.path()), &head)?);
-                    (base, Vec::new())
+            None => {
+                session.look.write(session.folder.path())?;
+                session.announce(out);
+                match timed(args, &session, &mut wanted, &fit, stop, out)? {
+                    Ok((base, warm_up)) => {
+                        (head.steps, head.warm_up_steps) = (base.config.steps, warm_up);
+                        begin(&session.folder, &base, &head)?;
+                        (base, Vec::new())
+                    }
+                    Err(Some(finding)) => return Ok(Err(failed(&session.folder, &wanted.config.model, finding, out)?)),
+                    Err(None) => return Ok(Err(interrupted(&session.folder, out))),
                 }
-                Err(None) => return Ok(Err(Exit::Interrupted)),
-                Err(Some(finding)) => return Ok(Err(failed(&session.folder, &wanted.config.model, finding, out)?)),
-            },
+            }
         };
-        let outlook = outlook(&session, &base);
+        let outlook = outlook(&session, &base, nccl.as_deref());
         let budget = args.budget.unwrap_or(Seconds(if args.quick { 90.0 } else { 1200.0 }));
-        Ok(Ok(Self { session, base, head, budget, outlook, recorded }))
+        Ok(Ok(Self { session, base, head, budget, outlook, recorded, warnings, _lock: place.lock }))
     }
 
     /// The space that is searched.
@@ -111,8 +116,22 @@ impl Setup {
     ///
     /// # Errors
     /// The setting is none of this version's.
-    pub(super) fn applied(&self, setting: &crate::record::Setting) -> Result<Applied, CliError> {
+    pub(super) fn applied(&self, setting: &Setting) -> Result<Applied, CliError> {
         apply(setting, &self.base.config, &self.base.nccl).map_err(|error| CliError::Usage(error.to_string()))
+    }
+
+    /// Channels that NCCL ran with a setting, as the last launch of it tells; none on CPUs, or where the log did not say.
+    ///
+    /// # Errors
+    /// The log of launches cannot be read.
+    pub(super) fn channels(&self, setting: &Setting) -> Result<Option<u32>, CliError> {
+        let file = read_tune_file(&tune_trials(self.session.folder.path()))?;
+        let of_setting = |it: &&TuneTrial| it.setting == *setting && it.arm == Arm::Ddp && it.step_s.is_some();
+        let read = |trial: &TuneTrial| {
+            let name = format!("{:04}_{}_ddp", trial.index, trial.stage);
+            read_rank_file(&self.session.folder.rank(&name, 0)).ok()?.head.transport?.channels
+        };
+        Ok(file.trials.iter().rev().filter(of_setting).find_map(read))
     }
 
     /// The base plan with what a setting makes of it.
@@ -124,6 +143,21 @@ impl Setup {
             ..self.base.clone()
         }
     }
+}
+
+/// Writes what a search begins with: the plan of its launches, and a log without any.
+///
+/// # Errors
+/// A file cannot be written.
+fn begin(folder: &RunFolder, base: &Plan, head: &TuneHead) -> Result<(), RecordError> {
+    place::write_base(folder, base)?;
+    TuneWriter::create(&tune_trials(folder.path()), head).map(drop)
+}
+
+/// Says how to go on after an interruption.
+pub(super) fn interrupted(folder: &RunFolder, out: &Output) -> Exit {
+    out.remark(format!("interrupted; the same command with -o {} goes on", folder.path().display()));
+    Exit::Interrupted
 }
 
 /// The shares with the threads and the freedom that a setting gives them.
@@ -191,8 +225,35 @@ fn host(args: &Args, session: &Session, wanted: &Wanted, nccl: Option<&str>) -> 
         cpus: shares.iter().map(|share| share.cpus.len()).min().unwrap_or(1),
         all_cpus: shares.iter().map(|share| share.cpus.len()).sum(),
         config: wanted.config.clone(),
+        set: match session.device {
+            Device::Cuda => nccl_variables(&wanted.nccl, &nccl_in_force(&session.look.topology, session.device))
+                .into_iter()
+                .collect(),
+            Device::Cpu => BTreeMap::new(),
+        },
+        ways: ways(&session.look.topology, shares),
         rounding: args.rounding,
     }
+}
+
+/// What carries data between each pair of these GPUs with each choice of the transport, by NCCL's rule; a choice is not there
+/// where a fact is missing that decides.
+fn ways(topology: &Topology, shares: &[Share]) -> BTreeMap<String, Vec<String>> {
+    let own = |address: PciAddress| shares.iter().any(|share| share.gpu.as_ref() == Some(&address.to_string()));
+    let mut among = topology.clone();
+    among.gpus.retain(|gpu| own(gpu.address));
+    among.pairs.retain(|pair| own(pair.a) && own(pair.b));
+    let transport = KNOBS.iter().filter(|knob| knob.name == "transport").flat_map(|knob| knob.choices);
+    let of = |choice: &str| -> Option<(String, Vec<String>)> {
+        let mut told = among.clone();
+        let set = choice.split_whitespace().map(str::to_owned);
+        told.software.nccl_environment =
+            Ok(set.chain(topology.software.nccl_environment.iter().flatten().cloned()).collect());
+        let pairs = transports(&told);
+        let carried: Option<Vec<String>> = pairs.iter().map(|pair| Some(pair.carrier?.to_string())).collect();
+        Some((choice.to_owned(), carried.filter(|carried| !carried.is_empty())?))
+    };
+    std::iter::once("").chain(transport.copied()).filter_map(of).collect()
 }
 
 /// Whether the driver grants every pair of these GPUs peer access; none where it does not say.
@@ -224,11 +285,10 @@ pub(in crate::cli) fn installed_nccl(device: Device) -> Result<Option<String>, C
 }
 
 /// Says what of NCCL's settings the default already holds.
-fn inherited(device: Device, out: &Output) {
-    let variables = nccl_variables();
-    if device == Device::Cuda && !variables.is_empty() {
-        let names: Vec<String> = variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-        out.remark(format!("the environment sets {}: the default is not NCCL's own", names.join(", ")));
+fn inherited(conditions: &TuneConditions, out: &Output) {
+    if !conditions.environment.is_empty() {
+        let words = conditions.variables();
+        out.remark(format!("the environment or NCCL's conf files set {words}: the default is not NCCL's own"));
     }
 }
 
@@ -246,6 +306,13 @@ pub(in crate::cli) fn identity(wanted: &Wanted, session: &Session, nccl: Option<
         context: wanted.config.context,
         accumulate: wanted.config.accumulate,
         share_gpu: wanted.share_gpu,
+        conditions: TuneConditions {
+            gpus: session.fit.shares.iter().filter_map(|share| share.gpu.clone()).collect(),
+            reduce_dtype: wanted.config.reduce_dtype,
+            zero: wanted.config.zero,
+            recompute: wanted.config.recompute,
+            environment: nccl_in_force(&session.look.topology, session.device),
+        },
     }
 }
 
@@ -263,28 +330,15 @@ fn title(wanted: &Wanted, session: &Session) -> String {
     format!("{} on {ranks} {on}", wanted.config.model)
 }
 
-fn outlook(session: &Session, base: &Plan) -> Option<Outlook> {
+fn outlook(session: &Session, base: &Plan, nccl: Option<&str>) -> Option<Outlook> {
     if session.device == Device::Cpu || base.share_gpu {
         return None;
     }
     let board = from_topology(&session.look.topology, "this machine").ok()?.with_gpus(base.shares.len()).ok()?;
-    Some(Outlook::new(board, base.config.clone(), Alone::Step(base.step_estimate_s), NcclVersion::MODELLED))
-}
-
-/// Refuses to go on with the log of another search.
-fn same_search(place: &Path, found: &TuneHead, wanted: &TuneHead) -> Result<(), CliError> {
-    let mut differ = found.identity.differences(&wanted.identity);
-    if differ.is_empty() && (found.knobs != wanted.knobs || found.sweep != wanted.sweep) {
-        differ.push("it searches another space".to_owned());
-    }
-    match differ.is_empty() {
-        true => Ok(()),
-        false => Err(CliError::Usage(format!(
-            "{} holds another search ({}): choose another -o",
-            place.display(),
-            differ.join("; ")
-        ))),
-    }
+    let nccl = nccl.and_then(|version| version.parse().ok()).unwrap_or(NcclVersion::MODELLED);
+    let environment = nccl_variables(&base.nccl, &nccl_in_force(&session.look.topology, session.device));
+    let told = NcclSettings { environment, ..base.nccl.clone() };
+    Some(Outlook::new(board, base.config.clone(), Alone::Step(base.step_estimate_s), nccl).told(told))
 }
 
 /// What qualifies with a setting: all arms, at every number of ranks that was asked for.

@@ -29,6 +29,10 @@ pub(super) fn run(args: &Args, name: &str, noise: &Path, out: &Output) -> Result
     let place = args.out.clone().unwrap_or_else(|| format!("landscape-{name}-{world}").into());
     std::fs::create_dir_all(&place).map_err(|source| CliError::Terminal { attempt: "create the folder", source })?;
     let path = tune_trials(&place);
+    if path.exists() {
+        let path = path.display();
+        return Err(CliError::Usage(format!("{path} is there already, and nothing is overwritten: choose another -o")));
+    }
     let mut log = TuneWriter::create(&path, &file.head)?;
     for trial in &file.trials {
         log.trial(trial)?;

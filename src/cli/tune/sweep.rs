@@ -6,13 +6,14 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::cli::{Exit, Output};
-use crate::record::{Arm, Setting, tune_trials};
+use crate::cli::{CliError, Exit, Output};
+use crate::record::{Arm, Setting, read_tune_file, tune_trials};
 use crate::tune::{Ask, Outcome};
 
 use super::Args;
 use super::live::{Halt, Live};
 use super::setup::Setup;
+use super::shown::Swept;
 
 /// A setting that failed so often is not launched again.
 const FAILURES_MAX: usize = 2;
@@ -59,6 +60,9 @@ pub(super) fn run(args: &Args, setup: &Setup, live: &mut Live, out: &Output) -> 
         }
     }
     live.finish();
-    out.remark(format!("landscape: {}", tune_trials(setup.session.folder.path()).display()));
+    let path = tune_trials(setup.session.folder.path());
+    let launches = read_tune_file(&path)?.trials.len();
+    let swept = Swept { landscape: path.display().to_string(), settings: grid.len(), launches };
+    out.emit(&swept).map_err(|source| CliError::Terminal { attempt: "print the answer", source })?;
     Ok(Exit::Pass)
 }
