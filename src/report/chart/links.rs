@@ -51,12 +51,14 @@ pub(super) fn scene(head: &LinksHead, sums: &[&SumLine], width: f64) -> Option<S
         let words = format!("the ring's narrowest link, {ceiling}");
         scene.plate((left + 8.0, y - 6.0), Align::Start, Face::SMALL, Ink::Muted, &words);
     }
-    for (arm, ink) in arms.iter().zip(SERIES) {
+    for (above, (arm, ink)) in (0..arms.len()).rev().zip(arms.iter().zip(SERIES)) {
         let mut points: Vec<&&SumLine> = sums.iter().filter(|sum| sum.arm == *arm).collect();
         points.sort_by_key(|sum| sum.bytes);
         let at = |sum: &SumLine| (frame.x.at((sum.bytes.0 as f64).log2()), frame.y.at(sum.bus_bandwidth.0 / 1e9));
-        points.windows(2).for_each(|pair| scene.line(at(pair[0]), at(pair[1]), 2.25, ink));
-        points.iter().for_each(|sum| scene.dot(at(sum), 3.5, ink));
+        // settings that change nothing lie on each other: what is drawn first is wider, so that its edges stay seen
+        let (stroke, radius) = (2.25 + 3.0 * above as f64, 3.5 + 2.0 * above as f64);
+        points.windows(2).for_each(|pair| scene.line(at(pair[0]), at(pair[1]), stroke, ink));
+        points.iter().for_each(|sum| scene.dot(at(sum), radius, ink));
     }
     scene.height = bottom + 34.0;
     Some(scene)
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn lines_and_labels_keep_apart_at_every_width() {
         assert!(super::super::scene::register_fonts());
-        for name in ["in-order", "peers-faster", "sum-hang"] {
+        for name in ["in-order", "peers-faster", "sum-hang", "peers-refused"] {
             let place = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/measured").join(name);
             let (head, lines) = read_links(&place.join("links.jsonl")).unwrap();
             let sums = lines.iter().filter_map(|line| if let LinkLine::Sum(sum) = line { Some(sum) } else { None });
